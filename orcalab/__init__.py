@@ -1,0 +1,2 @@
+"""orcalab: the missing workbook of Orca 2."""
+__version__ = "0.1.0"

@@ -1,0 +1,305 @@
+"""The command line: `orcalab run` drives the notebooks; train, prepare and evaluate are their work alone."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import orcalab
+from orcalab import config, recipes
+from orcalab.progress import clock
+
+VERBS = {
+    "run": "execute every notebook of the recipe, in order, and write report.html",
+    "train": "train the recipe's stages without notebooks (--stage NAME for one)",
+    "prepare": "prepare the rows of every stage, and print what is in them",
+    "evaluate": "ask the trained students the held-out questions, and print the scores",
+}
+
+
+def usage():
+    """Return the help text, made from the config dataclasses."""
+    lines = ["usage: orcalab VERB [--name value ...]", ""]
+    lines += [f"  {verb:<10}{text}" for verb, text in VERBS.items()]
+    lines += ["", "  --recipe    name of the recipe: " + " or ".join(recipes.RECIPES)]
+    for cls, head in ((config.Recipe, "of the recipe"), (config.Config, "of every stage")):
+        lines += ["", f"settings {head}:"]
+        lines += [f"  --{n:<16}{t}" for n, t in config.help_of(cls).items() if n not in ("name", "stages", "tasks", "doc", "start")]
+    return "\n".join(lines)
+
+
+def arguments(words):
+    """Turn `--name value` pairs into a dictionary; raise a ValueError for anything else."""
+    given = {}
+    names = {f.name for c in (config.Recipe, config.Config) for f in fields(c)} - {"name", "stages", "tasks", "doc", "start"}
+    for at in range(0, len(words), 2):
+        name = config.choose(words[at].removeprefix("--"), sorted(names | {"recipe", "stage"}), "parameter")
+        if not words[at].startswith("--") or at + 1 == len(words):
+            raise ValueError(f"expected --name value, got {' '.join(words[at:at + 2])!r}")
+        given[name] = words[at + 1]
+    return given
+
+
+# ------------------------------------------------------------------------------------------------- run
+
+def notebooks():
+    """Return the folder of the numbered notebooks: beside the package, or under the working folder."""
+    for folder in (Path(orcalab.__file__).parents[1] / "notebooks", Path("notebooks")):
+        if (folder / "00_tour.ipynb").exists():
+            return folder
+    raise ValueError("the notebooks are not here: run this from a clone of the repository (pip install -e .)")
+
+
+def knobs(path):
+    """Return the parameter names in a notebook's cell tagged `parameters`."""
+    cells = config.read_json(path)["cells"]
+    source = "".join(next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])))
+    return [line.split("=")[0].strip() for line in source.splitlines() if "=" in line.split("#")[0]]
+
+
+def run(recipe="laptop", **given):
+    """Execute the notebooks in order through papermill; skip those done with the same inputs.
+
+    Leaves executed copies in `<out>/notebooks`, `<out>/report.html`, and a table on the terminal.
+
+    Raises:
+        ValueError: a parameter that no notebook has. SystemExit: a notebook failed.
+    """
+    rec = recipes.get(recipe, **{k: v for k, v in given.items()})
+    folder, out = notebooks(), Path(rec.out)
+    paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    have = {p: knobs(p) for p in paths}
+    for name in given:
+        config.choose(name, sorted({k for names in have.values() for k in names}), "parameter of the notebooks")
+    code = config.digest([p.read_text(encoding="utf-8") for p in sorted(Path(orcalab.__file__).parent.glob("*.py"))])
+    state_file = out / "run.json"
+    state = config.read_json(state_file) if state_file.exists() else {}
+    begun = time.time()
+    print(f"recipe {recipe}, seed {rec.seed}: {len(paths)} notebooks -> {out}", flush=True)
+    before = []
+    for n, path in enumerate(paths, 1):
+        values = {"recipe": recipe, "seed": rec.seed, "out": str(out.resolve()), **given}
+        values = {k: v for k, v in values.items() if k in have[path]}
+        before.append([path.read_text(encoding="utf-8"), values])
+        seal = config.digest([before, code])
+        label = f"[{n:>2}/{len(paths)}] {path.stem:<22}"
+        if state.get(path.stem, {}).get("seal") == seal:
+            print(f"{label} done before ({clock(state[path.stem]['seconds'])})", flush=True)
+            continue
+        seconds = execute(path, out / "notebooks" / path.name, values, label, begun)
+        state[path.stem] = {"seal": seal, "seconds": seconds}
+        config.write_json(state_file, state)
+    page = write_report(rec)
+    print(f"\n{finding(rec)}\n\n{page} ({clock(time.time() - begun)} in all)")
+    print(f"next: open that page, or: jupyter lab {out / 'notebooks' / paths[-1].name}")
+
+
+def execute(path, target, values, label, begun):
+    """Execute one notebook in its own process, showing what happens inside; return its seconds."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    inside, log = target.with_suffix(".progress"), target.with_suffix(".log")
+    inside.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "papermill", str(path.resolve()), str(target.resolve()), "--no-progress-bar",
+               "--kernel", "python3", "--cwd", str(path.parent.resolve()), "-y", json.dumps(values)]
+    env = {**os.environ, "ORCALAB_PROGRESS": str(inside.resolve()), "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+           "PYTHONPATH": os.pathsep.join([str(Path(orcalab.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
+    started, spoken, terminal = time.time(), time.time(), sys.stdout.isatty()
+    with open(log, "w", encoding="utf-8") as errors:
+        job = subprocess.Popen(command, stdout=errors, stderr=errors, env=env)
+        try:
+            while job.poll() is None:
+                time.sleep(0.2)
+                text = f"{label} {clock(time.time() - started)}  {glance(inside)}"
+                if terminal:
+                    print(f"\r\x1b[K{text[:os.get_terminal_size().columns - 1]}", end="", flush=True)
+                elif time.time() - spoken > 30:
+                    spoken = time.time()
+                    print(text, flush=True)
+        finally:
+            if job.poll() is None:
+                job.terminate()
+                job.wait(20)
+    inside.unlink(missing_ok=True)
+    seconds = time.time() - started
+    if job.returncode:
+        tail = log.read_text(encoding="utf-8").strip()[-1800:]
+        raise SystemExit(f"\n{label} failed after {clock(seconds)}:\n{tail}\n\nThe executed copy so far: {target}\n"
+                         "The same command goes on from here.")
+    log.unlink()
+    print(f"{chr(13) + chr(27) + '[K' if terminal else ''}{label} {clock(seconds):>6}   {clock(time.time() - begun):>6} so far", flush=True)
+    return seconds
+
+
+def glance(inside):
+    """Return one line on the long work inside a notebook, from its progress file."""
+    try:
+        now = config.read_json(inside)
+    except (OSError, ValueError):
+        return ""
+    return f"{now['what']}: {now['done']}/{now['total']}, {clock(now['left'])} left{', ' + now['note'] if now['note'] else ''}"
+
+
+# ------------------------------------------------------------------------------------- the work itself
+
+def train(recipe="laptop", stage=None, **given):
+    """Train the recipe's stages, or one, without notebooks; write report.html."""
+    from orcalab import model as models, teacher, train as trainer
+    rec = recipes.get(recipe, **given)
+    stages = [rec.stage(stage)] if stage else list(rec.stages)
+    ready = []
+    tokenizer = models.load_tokenizer(rec.base)
+    for cfg in stages:  # every row of every stage is read and proved before anything is trained
+        ready.append(teacher.prepare(rec, cfg, tokenizer))
+        describe(ready[-1])
+    for cfg, prepared in zip(stages, ready):
+        start = None if cfg.start == "base" else rec.stage(cfg.start).folder / "model"
+        if start and not (start / "config.json").exists():
+            raise ValueError(f"{cfg.name} starts from {cfg.start}, which is not trained yet: no {start}")
+        result = trainer.train(cfg, prepared, start)
+        print(f"{cfg.name}: loss {result['first_loss']:.3f} -> {result['last_loss']:.3f}, {result['tokens']} tokens, "
+              f"{result['tokens_per_s']:.0f} tokens/s", flush=True)
+    print(write_report(rec))
+
+
+def prepare(recipe="laptop", stage=None, **given):
+    """Prepare the rows of every stage, or of one."""
+    from orcalab import model as models, teacher
+    rec = recipes.get(recipe, **given)
+    tokenizer = models.load_tokenizer(rec.base)
+    for cfg in [rec.stage(stage)] if stage else rec.stages:
+        describe(teacher.prepare(rec, cfg, tokenizer))
+
+
+def describe(prepared):
+    """Print what is in a prepared folder."""
+    card, r = prepared.card, prepared.card["report"]
+    print(f"{card['config']['name']}: {r['rows']} rows, {r['tokens']} tokens, {r['targets']} targets; {card['packs']} packs, "
+          f"{card['fill']:.1%} full; {r['too_long']} rows dropped and {r['cut']} cut for length ({r['tokens_lost']} tokens lost)", flush=True)
+
+
+def evaluate(recipe="laptop", **given):
+    """Ask every trained student of the recipe under the cautious message; print the scores."""
+    from orcalab import evaluate as judge, teacher
+    rec = recipes.get(recipe, **given)
+    questions = teacher.held_out(rec.tasks, rec.questions)
+    for name in ["base", *(s.name for s in rec.stages)]:
+        source = rec.base if name == "base" else rec.stage(name).folder / "model"
+        if name == "base" or (source / "config.json").exists():
+            judge.ask(judge.Lazy(source), name, "cautious", questions, Path(rec.out) / "answers", rec)
+    print(write_report(rec))
+    print(finding(rec))
+
+
+# ---------------------------------------------------------------------------------------------- report
+
+def cautious(rec):
+    """Return the scores under the cautious message, in the order of the stages, from the answers files."""
+    from orcalab import evaluate as judge
+    records = {s: r for (s, m), r in judge.read_answers(Path(rec.out) / "answers").items() if m == "cautious"}
+    order = [n for n in ["base", *(s.name for s in rec.stages)] if n in records]
+    return [{"student": n, "system": "cautious", **judge.score(records[n])} for n in order], records
+
+
+def finding(rec):
+    """Return the table and the comparison that the run was made for, as text."""
+    from orcalab import evaluate as judge, show
+    scores, records = cautious(rec)
+    if not scores:
+        return "no student was evaluated yet"
+    text = show.text_table(*show.score_rows(scores))
+    if {"stage3_gpt4", "answer_only"} <= set(records):
+        c = judge.compare(records["stage3_gpt4"], records["answer_only"])
+        text += (f"\n\nexplained and erased minus answers only, same questions: {100 * c['macro']:+.1f} points "
+                 f"[{100 * c['low']:+.1f}, {100 * c['high']:+.1f}], McNemar p = {c['p']:.2g}")
+    return text
+
+
+def write_report(rec):
+    """Write `<out>/report.html` from what lies in the run folders; return its path."""
+    from orcalab import evaluate as judge, show
+    out = Path(rec.out)
+    trained = [s for s in rec.stages if (s.folder / "metrics.jsonl").exists()]
+    scores, records = cautious(rec)
+    lead, sections = html_lead(rec, records), []
+    if scores:
+        rows = [[t.name, t.strategy, "yes" if t.direct else "no", t.why] for t in rec.tasks]
+        sections.append(("What each stage taught", [show.macro(scores), show.table(*show.score_rows(scores))]))
+        last = [s for s in scores if s["student"] in ("stage3_gpt4", "answer_only")]
+        sections.append(("Which answers need explaining", [
+            show.by_task(last), show.table(rows, ["task", "strategy", "should a direct answer do?", "why, written beforehand"])]))
+    grid = judge.read_answers(out / "grid")
+    if grid:
+        every = [{"student": s, "system": m, **judge.score(r)} for (s, m), r in grid.items()]
+        sections.append(("Which system message wins where", [show.heat(every, s) for s in sorted({s for s, _ in grid})]))
+    if trained:
+        cards = [config.read_json(s.folder / "config.json") for s in trained]
+        folders = [out / "prepared" / c["seal"]["data"] for c in cards]
+        results = [(s, show.metrics(s.folder)) for s in trained]
+        rows = [[s.name, len(m), sum(x["tokens"] for x in m), sum(x["targets"] for x in m), f"{m[0]['loss']:.3f}", f"{m[-1]['loss']:.3f}",
+                 f"{sum(x['tokens'] for x in m) / sum(x['seconds'] for x in m):.0f}"] for s, m in results]
+        sections.append(("Loss by stage", [show.loss_curve(*(s.folder for s in trained)),
+                         show.table(rows, ["stage", "steps", "tokens", "targets", "first loss", "last loss", "tokens/s"])]))
+        sections.append(("What the stages were trained on", [show.mixture(config.read_json(f / "card.json")) for f in folders]))
+    if scores:
+        sections.append(("Answers to read", [answers_table(records)]))
+    if trained:
+        sections.append(("Settings and fingerprints", [f"<pre>{json.dumps(cards, indent=1)}</pre>"]))
+    return show.report(out / "report.html", f"orcalab: recipe {rec.name}, seed {rec.seed}", lead, sections)
+
+
+def html_lead(rec, records):
+    """Return the report's first paragraph, its numbers computed from the answers."""
+    from orcalab import evaluate as judge
+    said = ("On this recipe a program stands in for GPT-4: it writes the worked answers, so what carries over to real "
+            "teachers is the comparison, not the numbers. ")
+    if not {"stage3_gpt4", "answer_only"} <= set(records):
+        return said
+    c = judge.compare(records["stage3_gpt4"], records["answer_only"])
+    a, b = judge.score(records["stage3_gpt4"]), judge.score(records["answer_only"])
+    return said + (f"The student that saw explained answers with the strategy erased gets <b>{a['macro']:.1%}</b> of {a['questions']} "
+                   f"held-out questions (mean over tasks), the one that saw answers only, from the same checkpoint and for the same number of "
+                   f"tokens, <b>{b['macro']:.1%}</b>: a difference of <b>{100 * c['macro']:.1f}</b> points "
+                   f"[{100 * c['low']:.1f}, {100 * c['high']:.1f}].")
+
+
+def answers_table(records):
+    """Return the first two answers per task of the last students, side by side, as HTML."""
+    from orcalab import show
+    names = [n for n in ("base", "stage3_gpt4", "answer_only") if n in records]
+    rows = []
+    for r in records[names[0]]:
+        if r["number"] < 2:
+            same = [next(x for x in records[n] if (x["task"], x["number"]) == (r["task"], r["number"])) for n in names]
+            rows.append([r["task"], r["question"][-90:], r["gold"], *(("✓ " if x["right"] else "✗ ") + x["text"][:160] for x in same)])
+    return show.table(sorted(rows), ["task", "question (end)", "gold", *names])
+
+
+def main(words=None):
+    """Run the command line; a mistake of the user's ends in one line and exit status 2."""
+    words = sys.argv[1:] if words is None else words
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] == "--version":
+        print(orcalab.__version__)
+        return 0
+    try:
+        verb = config.choose(words[0], VERBS, "verb")
+        if {"-h", "--help"} & set(words[1:]):
+            print(usage())
+            return 0
+        {"run": run, "train": train, "prepare": prepare, "evaluate": evaluate}[verb](**arguments(words[1:]))
+    except (ValueError, OSError) as e:
+        print(f"orcalab: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

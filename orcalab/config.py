@@ -1,0 +1,228 @@
+"""Configuration: flat frozen dataclasses that check themselves. Python goes in, JSON comes out.
+
+Words, used with one meaning everywhere (code, notebooks, command line, run folders):
+
+- *row*: one training item, `messages` (a list of {role, content}) or `text`, plus flat provenance
+  columns (id, source, task, strategy, teacher, original_system)
+- *example*: (ids, mask) made from a row; *target*: a token that is learned
+- *pack*: seq_len tokens holding several examples; *plan*: which examples go in which pack, for
+  every epoch, known before step 1; *batch*: packs in one forward pass; *step*: one optimizer update
+- *run*: one config executed, one folder; *stage*: a run that starts from another;
+  *recipe*: a named list of stages with a base model and evaluation sizes
+- *strategy*: a named way to solve, with the system message that asks for it; *erase*: to put the
+  cautious message in that one's place; *teacher*: whoever wrote the answer
+- *task*: questions with gold answers; *answer*: generated text; *score*: a number with an interval
+"""
+
+import ast
+import difflib
+import hashlib
+import inspect
+import json
+import re
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+CHOICES = {
+    "answers": ("gold", "explained"),
+    "system": ("empty", "none", "orca1", "strategy", "cautious", "keep"),
+    "template": ("chatml",),
+    "packing": ("best_fit", "shuffle_partition"),
+    "too_long": ("drop", "cut_prompt", "error"),
+    "dtype": ("auto", "bf16", "fp32"),
+    "device": ("auto", "cpu", "cuda"),
+    "schedule": ("cosine", "constant"),
+}
+
+
+class RowError(ValueError):
+    """A row that cannot be used; the message starts with file:line."""
+
+
+def nearest(word, options):
+    """Return "; did you mean 'x'?" for the nearest of `options`, or the list of them."""
+    options = [str(o) for o in options]
+    close = difflib.get_close_matches(str(word), options, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(options)}"
+
+
+def choose(word, options, what):
+    """Return `word` if it is one of `options`, else raise a ValueError with the nearest one."""
+    if word not in options:
+        raise ValueError(f"no {what} named {word!r}{nearest(word, options)}")
+    return word
+
+
+def digest(value, length=12):
+    """Hash anything that JSON can hold into a short hex string, the same on every machine."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:length]
+
+
+def _coerce(cls, name, value):
+    """Turn what a command line or papermill hands over into the field's plain type."""
+    kind = {f.name: f.type for f in fields(cls)}[name]
+    if isinstance(value, str) and kind in (int, float):
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError(f"{name} must be {kind.__name__}, got {value!r}") from None
+    if kind is int and isinstance(value, float) and value == int(value):
+        value = int(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise ValueError(f"{name} must be {kind.__name__}, got {value!r}")
+    return value
+
+
+def help_of(cls):
+    """Map each field of a config dataclass to the trailing comment on its line."""
+    lines = re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(cls), re.M)
+    return {name: text for name, text in lines if name in {f.name for f in fields(cls)}}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything one run depends on. Hyper-parameters are ours: Orca 1 and 2 publish none."""
+
+    name: str = "stage"  # name of the run and of its folder
+    start: str = "base"  # name of the stage this one starts from, or base
+    base: str = "smollm2-135m"  # base model, by name, hub id or local folder
+    rows: str = "procedural"  # where rows come from, procedural or paths joined by commas
+    answers: str = "gold"  # what is learned, gold (the short answer) or explained
+    system: str = "empty"  # system message, empty / none / orca1 / strategy / cautious (erased) / keep
+    few_shot: float = 0.0  # share of rows with solved examples in the user turn
+    template: str = "chatml"  # how messages become text
+    seq_len: int = 2048  # tokens in one pack
+    packing: str = "best_fit"  # how examples are put in packs, best_fit or shuffle_partition
+    too_long: str = "drop"  # what happens to an example longer than seq_len, drop / cut_prompt / error
+    batch_size: int = 1  # packs in one forward pass
+    accum: int = 1  # forward passes in one step
+    steps: int = 40  # optimizer updates
+    lr: float = 3e-4  # peak learning rate
+    warmup: int = 4  # steps of linear warm-up
+    schedule: str = "cosine"  # learning rate after warm-up, cosine (to a tenth) or constant
+    weight_decay: float = 0.0  # AdamW weight decay on matrices
+    clip: float = 1.0  # largest gradient norm
+    seed: int = 0  # seeds rows, plan and order
+    dtype: str = "auto"  # compute type, auto / bf16 / fp32
+    device: str = "auto"  # where to compute, auto / cpu / cuda
+    save_every: int = 20  # steps between checkpoints
+    stream: int = 0  # number of the question stream, so that stages share no question
+    out: str = "runs"  # folder that holds the run's folder
+
+    def __post_init__(self):
+        check(self)
+
+    @property
+    def folder(self):
+        """The run's folder, a Path."""
+        return Path(self.out) / self.name
+
+    @property
+    def packs_per_step(self):
+        return self.batch_size * self.accum
+
+    @property
+    def tokens_per_step(self):
+        return self.packs_per_step * self.seq_len
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of procedural question, its strategy, and why that strategy."""
+
+    name: str  # name of the reasoning_gym data set
+    strategy: str  # strategy the teacher uses
+    settings: dict  # settings of the data set
+    direct: bool  # whether a direct answer should do
+    why: str  # reason, written before any comparison was run
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named list of stages with a base model and evaluation sizes."""
+
+    name: str = ""  # name of the recipe
+    base: str = "smollm2-135m"  # base model, by name, hub id or local folder
+    seed: int = 0  # seeds rows, plans and order of every stage
+    questions: int = 50  # held-out questions per task
+    grid: int = 10  # held-out questions per task in the strategy grid
+    max_new_tokens: int = 160  # longest answer, in tokens
+    eval_batch: int = 50  # answers generated side by side
+    out: str = "runs"  # folder that holds the stages' folders
+    stages: tuple = ()  # configs, in order
+    tasks: tuple = ()  # procedural tasks
+    doc: str = ""  # what the paper did, what differs, cost, result
+
+    def __post_init__(self):
+        check(self)
+
+    def stage(self, name, **changes):
+        """Return one stage's Config, with `changes` (None keeps the recipe's value)."""
+        choose(name, [s.name for s in self.stages], "stage")
+        return change(next(s for s in self.stages if s.name == name), **changes)
+
+    def task(self, name):
+        choose(name, [t.name for t in self.tasks], "task")
+        return next(t for t in self.tasks if t.name == name)
+
+
+def check(cfg):
+    """Check types, ranges and choices of a config; raise a ValueError that names the field."""
+    for f in fields(cfg):
+        value = getattr(cfg, f.name)
+        object.__setattr__(cfg, f.name, _coerce(type(cfg), f.name, value))
+        if f.name in CHOICES:
+            choose(value, CHOICES[f.name], f.name)
+    at_least = {"seq_len": 8, "batch_size": 1, "accum": 1, "steps": 1, "warmup": 0, "save_every": 1,
+                "lr": 0, "clip": 0, "few_shot": 0, "weight_decay": 0, "seed": 0,
+                "questions": 1, "grid": 1, "max_new_tokens": 1, "eval_batch": 1}
+    for name, low in at_least.items():
+        if hasattr(cfg, name) and not low <= getattr(cfg, name) < float("inf"):
+            raise ValueError(f"{name} must be a number of at least {low}, got {getattr(cfg, name)}")
+    if getattr(cfg, "few_shot", 0) > 1:
+        raise ValueError(f"few_shot is a share between 0 and 1, got {cfg.few_shot}")
+
+
+def change(cfg, **changes):
+    """Return `cfg` with `changes`; None keeps a value, an unknown name raises with the nearest one."""
+    names = [f.name for f in fields(cfg)]
+    for name in changes:
+        choose(name, names, "parameter")
+    return replace(cfg, **{k: _coerce(type(cfg), k, v) for k, v in changes.items() if v is not None})
+
+
+def to_json(cfg):
+    """Return a config as a plain dictionary, ready for config.json."""
+    return asdict(cfg)
+
+
+def parameters(namespace, known):
+    """Return a notebook's parameters; refuse a name that papermill injected and the notebook does not have.
+
+    Args:
+        namespace: the notebook's globals().
+        known: the names in its cell tagged `parameters`.
+
+    Raises:
+        ValueError: an unknown name, with the nearest known one (papermill itself only warns).
+    """
+    injected = [c for c in namespace.get("In", []) if c.startswith("# Parameters\n")]
+    for statement in (s for c in injected for s in ast.parse(c).body if isinstance(s, ast.Assign)):
+        choose(statement.targets[0].id, known, "parameter of this notebook")
+    return {name: namespace[name] for name in known}
+
+
+def write_json(path, value):
+    """Write JSON whole or not at all: to the side first, then renamed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    side = path.with_name(path.name + ".part")
+    side.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+    side.replace(path)
+
+
+def read_json(path):
+    return json.loads(Path(path).read_text(encoding="utf-8"))

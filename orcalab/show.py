@@ -1,0 +1,195 @@
+"""Figures, token views and the report: from lists and run folders, never from a live model."""
+
+import html
+import json
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+# Okabe and Ito's palette: told apart by colour-blind readers, and on light and dark ground alike
+BLUE, ORANGE, GREEN, SKY, PURPLE, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#CC79A7", "#D55E00", "#8A8A8A"
+COLOURS = {"base": GREY, "stage1_flan": SKY, "stage2_chatgpt": BLUE, "stage3_gpt4": GREEN, "answer_only": ORANGE}
+NAMES = {"base": "base model", "stage1_flan": "stage 1: short answers", "stage2_chatgpt": "stage 2: explained",
+         "stage3_gpt4": "stage 3: strategies, erased", "answer_only": "control: answers only"}
+
+
+def _figure(title, x="", y="", height=380, **layout):
+    fig = go.Figure()
+    fig.update_layout(title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 16}}, height=height,
+                      template="plotly_white", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
+                      font={"family": "system-ui, sans-serif", "size": 13, "color": "#777"},
+                      margin={"l": 60, "r": 20, "t": 60, "b": 50}, legend={"orientation": "h", "y": -0.22}, **layout)
+    fig.update_xaxes(title=x, gridcolor="rgba(128,128,128,.25)", zerolinecolor="rgba(128,128,128,.4)")
+    fig.update_yaxes(title=y, gridcolor="rgba(128,128,128,.25)", zerolinecolor="rgba(128,128,128,.4)")
+    return fig
+
+
+def metrics(folder):
+    """Return a run's metrics.jsonl as a list of dicts."""
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def loss_curve(*folders):
+    """Draw the loss of one or more runs by tokens seen, each with its running mean."""
+    fig = _figure("Loss on the teacher's tokens", "tokens of the stage", "loss per target (nats)")
+    for folder in folders:
+        name, lines = Path(folder).name, metrics(folder)
+        x, mean = [], []
+        for line in lines:
+            x.append((x[-1] if x else 0) + line["tokens"])
+            mean.append(line["loss"] if not mean else 0.8 * mean[-1] + 0.2 * line["loss"])
+        colour = COLOURS.get(name, BLUE)
+        fig.add_scatter(x=x, y=[line["loss"] for line in lines], mode="lines", line={"color": colour, "width": 1},
+                        opacity=0.3, showlegend=False, hoverinfo="skip")
+        fig.add_scatter(x=x, y=mean, mode="lines", name=NAMES.get(name, name), line={"color": colour, "width": 3})
+    return fig
+
+
+def lengths(groups, seq_len=0):
+    """Draw histograms of example lengths: {name: lengths in tokens}."""
+    fig = _figure("How long the examples are", "tokens", "examples", barmode="overlay")
+    for colour, (name, values) in zip((BLUE, GREEN, ORANGE, PURPLE), groups.items()):
+        fig.add_histogram(x=list(values), name=NAMES.get(name, name), opacity=0.6, marker_color=colour, nbinsx=60)
+    if seq_len:
+        fig.add_vline(x=seq_len, line_dash="dot", annotation_text=f"seq_len {seq_len}")
+    return fig
+
+
+def packs(packed, rows=8):
+    """Draw the first packs of a Packed: each example a shade, its targets green, padding empty."""
+    shade = [[None if s < 0 else 0.9 if y >= 0 else 0.15 + 0.2 * (s % 2) for s, y in zip(seg, lab)]
+             for seg, lab in zip(packed.segment[:rows].tolist(), packed.labels[:rows].tolist())]
+    fig = _figure("What is in a pack", "token", "pack", height=130 + 34 * len(shade))
+    fig.add_heatmap(z=shade, zmin=0, zmax=1, showscale=False, ygap=4, hovertemplate="pack %{y}, token %{x}<extra></extra>",
+                    colorscale=[[0, "#B8B8B8"], [0.25, "#B8B8B8"], [0.26, "#7A7A7A"], [0.5, "#7A7A7A"], [0.51, GREEN], [1, GREEN]])
+    fig.update_yaxes(autorange="reversed", dtick=1)
+    return fig
+
+
+def mixture(card):
+    """Draw how many rows of a prepared folder belong to each task, coloured by share of targets."""
+    counts = card["by"]["task"]
+    fig = _figure(f"Rows trained on in {card['config']['name']}", "rows", "", height=120 + 34 * len(counts))
+    fig.add_bar(x=list(counts.values()), y=list(counts), orientation="h", marker_color=BLUE)
+    return fig
+
+
+def macro(scores):
+    """Draw macro accuracy of each student under one message, with 95 % intervals."""
+    fig = _figure("Accuracy on held-out questions (mean over tasks)", "", "accuracy", showlegend=False)
+    fig.add_bar(x=[NAMES.get(s["student"], s["student"]) for s in scores], y=[s["macro"] for s in scores],
+                marker_color=[COLOURS.get(s["student"], PURPLE) for s in scores],
+                text=[f"{s['macro']:.0%}" for s in scores], textposition="inside", insidetextanchor="start", textfont_color="white",
+                error_y={"type": "data", "symmetric": False, "array": [s["high"] - s["macro"] for s in scores],
+                         "arrayminus": [s["macro"] - s["low"] for s in scores], "color": "#777"})
+    fig.update_yaxes(range=[0, 1], tickformat=".0%")
+    return fig
+
+
+def by_task(scores):
+    """Draw accuracy per task, one bar per student."""
+    fig = _figure("Where explaining helps, and where it does not", "", "accuracy", barmode="group")
+    for s in scores:
+        fig.add_bar(x=list(s["by_task"]), y=list(s["by_task"].values()), name=NAMES.get(s["student"], s["student"]),
+                    marker_color=COLOURS.get(s["student"], PURPLE))
+    fig.update_yaxes(range=[0, 1], tickformat=".0%")
+    return fig
+
+
+def heat(scores, student):
+    """Draw one student's accuracy per system message (rows) and task (columns)."""
+    rows = [s for s in scores if s["student"] == student]
+    tasks = list(rows[0]["by_task"])
+    z = [[s["by_task"][t] for t in tasks] for s in rows]
+    fig = _figure(f"System message against task: {NAMES.get(student, student)}", "", "", height=140 + 42 * len(rows))
+    fig.add_heatmap(z=z, x=tasks, y=[s["system"] for s in rows], colorscale="Viridis", zmin=0, zmax=1, texttemplate="%{z:.0%}",
+                    xgap=2, ygap=2, colorbar={"tickformat": ".0%"})
+    fig.update_yaxes(autorange="reversed")
+    return fig
+
+
+# ------------------------------------------------------------------------------------------------ tokens
+
+def tokens(ids, mask, tokenizer):
+    """Return the tokens of an example as HTML: targets green, context grey, ids on hover."""
+    parts = []
+    for i, m in zip(ids, mask):
+        text = html.escape(tokenizer.decode([int(i)])).replace("\n", "⏎<br>").replace(" ", "&nbsp;")
+        style = f"background:{'rgba(0,158,115,.35)' if m else 'rgba(128,128,128,.18)'};border-radius:3px;margin:1px;padding:0 1px"
+        parts.append(f'<span style="{style}" title="id {int(i)}, {"target" if m else "context"}">{text}</span>')
+    return f'<div style="font-family:monospace;line-height:1.9">{"".join(parts)}</div>'
+
+
+def painter(encode, text):
+    """Return an ipywidgets view: type a question, watch its tokens. Its printed twin is chatml.paint.
+
+    Args:
+        encode: a function from text to HTML, such as one that calls `tokens`.
+    """
+    import ipywidgets as widgets
+    box = widgets.Textarea(value=text, description="user", layout={"width": "95%", "height": "80px"})
+    out = widgets.HTML(encode(text))
+    box.observe(lambda change: setattr(out, "value", encode(change["new"])), "value")
+    return widgets.VBox([box, out])
+
+
+# ------------------------------------------------------------------------------------------------ report
+
+def table(rows, head):
+    """Return rows as an HTML table."""
+    cells = lambda values, tag: "".join(f"<{tag}>{html.escape(str(v))}</{tag}>" for v in values)
+    return f"<table><tr>{cells(head, 'th')}</tr>{''.join(f'<tr>{cells(r, chr(116) + chr(100))}</tr>' for r in rows)}</table>"
+
+
+def text_table(rows, head):
+    """Return rows as a plain-text table, columns aligned.
+
+    >>> print(text_table([["a", 1], ["bb", 22]], ["name", "n"]))
+    name   n
+    a      1
+    bb    22
+    """
+    grid = [[str(v) for v in r] for r in [head, *rows]]
+    wide = [max(len(r[c]) for r in grid) for c in range(len(head))]
+    return "\n".join("  ".join(v.ljust(w) if c == 0 else v.rjust(w) for c, (v, w) in enumerate(zip(r, wide))).rstrip() for r in grid)
+
+
+def score_rows(scores):
+    """Return (rows, head) of the table of scores: student, message, macro with interval, tasks, length, format."""
+    tasks = list(scores[0]["by_task"]) if scores else []
+    rows = [[NAMES.get(s["student"], s["student"]), s["system"], f"{s['macro']:.1%}", f"{s['low']:.1%} to {s['high']:.1%}",
+             *(f"{s['by_task'][t]:.0%}" for t in tasks), f"{s['tokens']:.0f}", f"{s['format_ok']:.0%}"] for s in scores]
+    return rows, ["student", "message", "macro", "95 % interval", *tasks, "tokens", "format ok"]
+
+
+STYLE = """body{font:16px/1.6 system-ui,sans-serif;max-width:1060px;margin:2em auto;padding:0 1em;color:#222}
+table{border-collapse:collapse;font-size:13px;margin:1em 0;display:block;overflow-x:auto}td,th{padding:5px 9px;
+border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}td:first-child,th:first-child{text-align:left}
+h1{font-size:1.7em}h2{margin-top:2em;border-top:1px solid #ddd;padding-top:1em}pre{background:#f5f5f5;padding:1em;
+overflow-x:auto;font-size:12px}nav a{margin-right:1.2em}.big{font-size:1.25em}
+@media(prefers-color-scheme:dark){body{background:#15171a;color:#ddd}td,th{border-color:#444}pre{background:#222}a{color:#7ab8ff}}"""
+
+
+def report(path, title, lead, sections):
+    """Write one HTML file that opens offline, with a table of contents.
+
+    Args:
+        lead: one paragraph, HTML.
+        sections: list of (heading, list of figures or HTML strings).
+    """
+    from plotly.offline import get_plotlyjs
+    nav = " ".join(f'<a href="#s{n}">{html.escape(h)}</a>' for n, (h, _) in enumerate(sections))
+    body = []
+    for n, (heading, items) in enumerate(sections):
+        body.append(f'<h2 id="s{n}">{html.escape(heading)}</h2>')
+        for item in items:
+            is_figure = isinstance(item, go.Figure)
+            body.append(item.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False}) if is_figure else item)
+    text = (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+            f"<title>{html.escape(title)}</title><style>{STYLE}</style><script>{get_plotlyjs()}</script>"
+            f'<h1>{html.escape(title)}</h1><p class="big">{lead}</p><nav>{nav}</nav>{"".join(body)}</html>')
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    side = Path(str(path) + ".part")
+    side.write_text(text, encoding="utf-8")
+    side.replace(path)
+    return Path(path)
