@@ -1,5 +1,6 @@
 """The command line: `orcalab run` drives the notebooks; train, prepare and evaluate are their work alone."""
 
+import html
 import json
 import os
 import subprocess
@@ -246,7 +247,7 @@ def write_report(rec):
     if scores:
         sections.append(("Answers to read", [answers_table(records)]))
     if trained:
-        sections.append(("Settings and fingerprints", [f"<pre>{json.dumps(cards, indent=1)}</pre>"]))
+        sections.append(("Settings and fingerprints", [f"<pre>{html.escape(json.dumps(cards, indent=1))}</pre>"]))
     return show.report(out / "report.html", f"orcalab: recipe {rec.name}, seed {rec.seed}", lead, sections)
 
 

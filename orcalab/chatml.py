@@ -5,8 +5,11 @@ a newline. The newline belongs to the answer, so it is learned, and the chat pro
 training ids. Whatever stands in `content`, it is encoded with special tokens switched off: a user who writes
 `<|im_end|>` gets six harmless tokens and not the end of a turn.
 
+>>> from orcalab import model
+>>> tokenizer = model.load_tokenizer("tiny-random")
 >>> ids, mask = encode([{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}], tokenizer)
->>> learned(ids, mask) == tokenizer.encode("\\n4") + [END]                                    # doctest: +SKIP
+>>> learned(ids, mask) == plain("\\n4", tokenizer) + [marks(tokenizer)[1]]
+True
 """
 
 from orcalab.config import choose
@@ -34,6 +37,8 @@ def check(messages):
         choose(m["role"], ROLES, f"role (messages[{i}])")
         if not isinstance(m["content"], str):
             raise ValueError(f"messages[{i}]['content'] must be text, got {type(m['content']).__name__}")
+        if any("\ud800" <= c <= "\udfff" for c in m["content"]):
+            raise ValueError(f"messages[{i}]['content'] holds half a character (a lone surrogate), which has no UTF-8")
         if m["role"] == "system" and i:
             raise ValueError(f"messages[{i}]: a system turn may only come first")
         if i and m["role"] == messages[i - 1]["role"]:
@@ -73,6 +78,7 @@ def encode(messages, tokenizer, reply=False, learn="all"):
     Paper: Orca 2, "Training", on tokenization and loss.
     """
     check(messages)
+    choose(learn, ("all", "last"), "turns to learn")
     start, end = marks(tokenizer)
     bos = tokenizer.bos_token_id
     ids = [] if bos in (None, start) else [bos]  # some chat models use the start marker as their bos

@@ -67,7 +67,7 @@ def _coerce(cls, name, value):
             value = float(value)
         except ValueError:
             raise ValueError(f"{name} must be {kind.__name__}, got {value!r}") from None
-    if kind is int and isinstance(value, float) and value == int(value):
+    if kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from random import Random
 
@@ -37,7 +38,7 @@ class Row:
 def _lines(path):
     """Yield (number, line) of a text file; raise RowError for an empty file or one that is not UTF-8."""
     raw = Path(path).read_bytes()
-    if not raw.strip():
+    if not raw.removeprefix(b"\xef\xbb\xbf").strip():
         raise RowError(f"{path}: the file is empty")
     for number, line in enumerate(raw.split(b"\n"), 1):
         try:
@@ -69,6 +70,9 @@ def read_jsonl(path):
 
 
 def _row(item, where, source):
+    for key in item:  # a message nobody reads would be lost without a word
+        if key not in FIELDS and "system_prompt" not in item and get_close_matches(key, ["system_prompt"], 1, 0.85):
+            raise RowError(f"{where}: {key!r}: did you mean 'system_prompt'?")
     if "messages" in item:
         messages = item["messages"]
     elif {"question", "response"} <= set(item):
@@ -151,8 +155,9 @@ def dress(row, cfg, rng, shots=()):
         in `original_system`.
     """
     def reply(r):
-        told = cfg.answers == "explained" and r.explanation and r.strategy != "direct-answer"
-        return f"{r.explanation}\n{FINAL} {r.answer}" if told else r.answer
+        if cfg.answers == "gold" or r.strategy == "direct-answer":
+            return r.answer
+        return f"{r.explanation}\n{FINAL} {r.answer}" if r.explanation else r.messages[-1]["content"]
 
     item = asdict(row)
     if row.answer and len(row.messages) == 2:
@@ -210,13 +215,13 @@ def fingerprint(tokenizer):
 
 def cut_prompt(row, ids, mask, cfg, tokenizer):
     """Shorten the question (its beginning goes first) until the example fits; None if the answer alone is too long."""
-    content = next(m["content"] for m in row.messages if m["role"] == "user")
+    content = next((m["content"] for m in row.messages if m["role"] == "user"), "")
     low, high = 0, len(content)
     best = None
     while low <= high:  # the fewest characters to remove
         middle = (low + high) // 2
-        users = [m for m in row.messages if m["role"] == "user"]
-        messages = [{**m, "content": content[middle:]} if m is users[0] else m for m in row.messages]
+        first = next((m for m in row.messages if m["role"] == "user"), None)
+        messages = [{**m, "content": content[middle:]} if m is first else m for m in row.messages]
         trial = chatml.encode(messages, tokenizer)
         if len(trial[0]) <= cfg.seq_len:
             best, high = (trial, messages), middle - 1
@@ -253,6 +258,8 @@ def build(rows, cfg, tokenizer):
             report["cut"] += found is not None
             report["tokens_lost"] += was - (len(found[0][0]) if found else 0)
             if found is None:
+                if report["too_long"] >= 1000 and not kept:  # rows may be endless: not one of a thousand fits
+                    break
                 continue
             (ids, mask), messages = found
             row = replace(row, messages=messages)

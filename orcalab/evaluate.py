@@ -56,7 +56,7 @@ def ask(student, name, system, questions, folder, recipe, batch=None):
             "max_new_tokens": recipe.max_new_tokens, "message": digest(message(system))}
     done = []
     if path.exists():
-        lines = [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines() if x.endswith("}")]
+        lines = read_lines(path)
         if lines and lines[0] == head:
             done = lines[1:]
     if len(done) == len(todo):
@@ -174,11 +174,19 @@ def mcnemar(only_a, only_b):
     return min(1.0, 2 * sum(comb(n, i) for i in range(k + 1)) / 2**n) if n else 1.0
 
 
+def read_lines(path):
+    """Return the whole lines of a JSONL file; what a kill left after the last newline is no line.
+
+    Bytes are split, not text: an answer may hold characters that str.splitlines takes for a line's end.
+    """
+    return [json.loads(x) for x in Path(path).read_bytes().split(b"\n")[:-1]]
+
+
 def read_answers(folder):
     """Return {(student, system): records} of every answers file in a folder."""
     out = {}
     for path in sorted(Path(folder).glob("*.jsonl")):
-        records = [json.loads(x) for x in path.read_text(encoding="utf-8").splitlines()][1:]
+        records = read_lines(path)[1:]
         if records:
             out[records[0]["student"], records[0]["system"]] = records
     return out

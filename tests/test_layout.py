@@ -1,0 +1,194 @@
+"""The law of the corridor, one door for each heavy guest, clean notebooks, and set-up files that agree."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOMS = {p.stem: p for p in sorted((ROOT / "orcalab").glob("*.py"))}
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def law():
+    """Which of our rooms a room may import, from the table in CONTRIBUTING.md: {room: {rooms}}."""
+    rows = re.findall(r"^\| ([\w, ]+) \| ([\w, ]+) \|$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M)
+    return {"__init__": set()} | {room: set() if may == "nothing of ours" else set(may.split(", "))
+                                  for names, may in rows if may != "may import" for room in names.split(", ")}
+
+
+GUESTS = {
+    "torch": {"model", "train", "generate"}, "transformers": {"model"}, "tokenizers": {"model"}, "peft": {"model"}, "bitsandbytes": {"model"},
+    "safetensors": {"model"}, "datasets": {"data"}, "openai": {"teacher"}, "plotly": {"show"}, "ipywidgets": {"show"}, "mlflow": {"serve"},
+    "papermill": {"__main__"}, "lm_eval": {"evaluate"}, "reasoning_gym": {"teacher", "evaluate"}, "tqdm": {"progress"}, "pandas": set(),
+}
+
+
+def imports(path):
+    """Every module that a file imports, also inside functions: {"orcalab.config", "torch", ...}."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} has a relative import"
+            found |= {f"orcalab.{a.name}" for a in node.names} if node.module == "orcalab" else {node.module}
+    return found
+
+
+def own(path):
+    return {m.split(".")[1] for m in imports(path) if m.startswith("orcalab.")}
+
+
+@pytest.mark.parametrize("room", [r for r in ROOMS if r != "__main__"])
+def test_the_law_of_the_corridor(room):
+    assert own(ROOMS[room]) - {"progress"} <= law()[room]
+
+
+def test_the_law_itself_keeps_the_house_in_order():
+    rules = law()
+    assert set(rules) >= set(ROOMS) - {"__main__"}
+    assert all("show" not in may and "recipes" not in may for may in rules.values())  # for the corridor alone
+    order = []
+    while len(order) < len(rules):  # no two rooms need each other, not even in a round
+        free = [r for r, may in rules.items() if r not in order and may <= set(order)]
+        assert free, f"a circle among {sorted(set(rules) - set(order))}"
+        order += free
+
+
+@pytest.mark.parametrize("room", list(ROOMS))
+def test_heavy_guests_come_in_by_their_own_door(room):
+    guests = {m.split(".")[0] for m in imports(ROOMS[room])}
+    assert {g for g in guests if room not in GUESTS.get(g, {room})} == set()
+
+
+def test_the_check_itself_finds_what_is_hidden(tmp_path):
+    hidden = tmp_path / "x.py"
+    hidden.write_text("import a.b\ndef f():\n    from orcalab.model import save\n    from orcalab import data as d, show\n    import torch.nn as nn\n")
+    assert imports(hidden) == {"a.b", "orcalab.model", "orcalab.data", "orcalab.show", "torch.nn"} and own(hidden) == {"model", "data", "show"}
+
+
+def test_light_rooms_load_no_heavy_guest():
+    code = ("import sys\nfrom orcalab import chatml, config, packing, progress, recipes, strategies, __main__\n"
+            "print(sorted({m.split('.')[0] for m in sys.modules} & set(sys.argv[1:])))")
+    job = subprocess.run([sys.executable, "-c", code, *GUESTS], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert job.stdout == "[]\n"
+
+
+def test_rooms_of_text_and_numbers_load_no_torch():
+    code = ("import sys\nfrom orcalab import data, evaluate, teacher\n"
+            "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'transformers', 'plotly', 'datasets', 'reasoning_gym'}))")
+    job = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert job.stdout == "[]\n"
+
+
+def test_the_package_stays_small():
+    lines = {room: len(path.read_text(encoding="utf-8").splitlines()) for room, path in ROOMS.items()}
+    assert sum(lines.values()) < 3000 and max(lines.values()) <= 350
+
+
+def test_nothing_in_the_package_names_a_machine():
+    for path in [*ROOMS.values(), *NOTEBOOKS]:
+        assert not re.search(r"/work/|/root/|/tmp/|/home/\w", path.read_text(encoding="utf-8")), path.name
+
+
+# ---------------------------------------------------------------------------------------------- notebooks
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_is_committed_clean(path):
+    book = json.loads(path.read_text(encoding="utf-8"))
+    assert "widgets" not in book["metadata"] and (book["nbformat"], book["nbformat_minor"] >= 5) == (4, True)
+    ids = [c["id"] for c in book["cells"]]
+    assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[\w-]{1,64}", i) for i in ids)
+    code = [c for c in book["cells"] if c["cell_type"] == "code"]
+    assert all(c["outputs"] == [] and c["execution_count"] is None for c in code)
+    assert all(set(c["metadata"]) <= {"tags"} for c in book["cells"])
+    first = "".join(book["cells"][0]["source"])
+    assert re.match(rf"# {path.stem[:2]} · \S", first)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_knob_is_one_line_with_help(path):
+    from orcalab import __main__ as cli
+    book = json.loads(path.read_text(encoding="utf-8"))
+    (cell,) = [c for c in book["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    lines = "".join(cell["source"]).splitlines()
+    names = []
+    for line in lines:
+        name, value, said = re.fullmatch(r"(\w+) = ([^=#]+?)  # ([^=#]{8,})", line).groups()  # one "=", and help
+        ast.literal_eval(value)
+        names.append(name)
+    assert names[:3] == ["recipe", "seed", "out"] and len(names) <= 6 and cli.knobs(path) == names
+    source = "\n".join("".join(c["source"]) for c in book["cells"] if c["cell_type"] == "code")
+    (known,) = re.findall(r"config\.parameters\(globals\(\), (\[.*?\])\)", source, re.S)
+    assert ast.literal_eval(known) == names  # the cell after refuses what is not in the list
+
+
+def test_the_notebooks_are_those_of_the_map():
+    assert [p.stem for p in NOTEBOOKS] == [
+        "00_tour", "01_tokenization", "02_chatml_and_masks", "03_data", "04_packing", "05_teacher", "06_stage1_flan", "07_stage2_chatgpt",
+        "08_stage3_gpt4", "09_inference", "10_strategies", "11_evaluation"]
+
+
+# ------------------------------------------------------------------------------------------- set-up files
+
+def pins():
+    lines = [x.split("#")[0].strip() for x in (ROOT / "constraints.txt").read_text().splitlines()]
+    assert all(re.fullmatch(r"[\w.\-]+==[\w.]+", x) for x in lines if x)
+    return {canonical(n): Version(v) for n, v in (x.split("==") for x in lines if x)}
+
+
+def canonical(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_every_range_holds_the_pinned_version():
+    pinned, extras = pins(), project()["optional-dependencies"]
+    for text in [*project()["dependencies"], *extras["test"], *extras["bench"]]:
+        wanted = Requirement(text)
+        if canonical(wanted.name) == "pip":
+            continue  # the installer itself is nobody's to pin
+        assert canonical(wanted.name) in pinned, f"{wanted.name} has no line in constraints.txt"
+        assert pinned[canonical(wanted.name)] in wanted.specifier, f"{text} does not allow {pinned[canonical(wanted.name)]}"
+
+
+def test_the_pins_agree_with_each_other():
+    from importlib.metadata import PackageNotFoundError, requires
+    pinned = pins()
+    for name in pinned:
+        try:
+            needs = requires(name) or []
+        except PackageNotFoundError:
+            continue
+        for need in map(Requirement, needs):
+            if canonical(need.name) in pinned and (need.marker is None or need.marker.evaluate({"extra": ""})):
+                assert need.specifier.contains(pinned[canonical(need.name)], prereleases=True), f"{name} needs {need}"
+
+
+def test_the_core_is_as_the_issue_has_it():
+    core = {canonical(Requirement(t).name) for t in project()["dependencies"]}
+    assert core >= {"jupyterlab", "torch", "transformers", "peft", "bitsandbytes", "datasets", "ipywidgets", "plotly", "papermill", "reasoning-gym"}
+    assert set(project()["optional-dependencies"]) == {"test", "bench", "teacher", "azure", "serve", "eval"}
+    assert project()["scripts"] == {"orcalab": "orcalab.__main__:main"} and str(pins()["torch"]) == "2.13.0"
+
+
+def test_conda_installs_the_same_package_with_the_same_constraints():
+    lines = [x.strip() for x in (ROOT / "environment.yml").read_text().splitlines() if not x.startswith("#")]
+    assert lines[lines.index("- pip:") + 1:] == ["- -c constraints.txt", "- -e ."]
+    (python,) = [x.removeprefix("- python=") for x in lines if x.startswith("- python")]
+    assert Requirement(f"x{project()['requires-python']}").specifier.contains(python) and "- pip" in lines
+
+
+def test_the_version_is_said_once():
+    import orcalab
+    assert project()["version"] == orcalab.__version__

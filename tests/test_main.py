@@ -1,0 +1,138 @@
+"""__main__.py: verbs, settings and mistakes, which end in one line and exit status 2."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+from conftest import ROOT
+
+import orcalab
+from orcalab import __main__ as cli, config
+
+KEPT = {"name", "stages", "tasks", "doc", "start"}  # fields that a recipe sets and nobody else
+
+
+def test_help_lists_every_verb_and_every_setting(capsys):
+    for words in ([], ["--help"], ["-h"], ["help"], ["train", "--help"], ["run", "--lr", "1", "-h"]):
+        assert cli.main(words) == 0
+        said = capsys.readouterr().out
+        assert said == cli.usage() + "\n"
+    for verb in cli.VERBS:
+        assert f"\n  {verb} " in said
+    for f in {f for c in (config.Config, config.Recipe) for f in fields(c)}:
+        assert (f"\n  --{f.name} " in said) == (f.name not in KEPT)
+    assert "--recipe    name of the recipe: laptop or smoke" in said and config.help_of(config.Config)["seq_len"] in said
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0 and capsys.readouterr().out == f"{orcalab.__version__}\n"
+    from importlib.metadata import version
+    assert version("orcalab") == orcalab.__version__
+
+
+@pytest.mark.parametrize("words, message", [
+    (["trian"], "no verb named 'trian'; did you mean 'train'?"),
+    (["train", "--recipe", "smoek"], "no recipe named 'smoek'; did you mean 'smoke'?"),
+    (["train", "--seqlen", "8"], "no parameter named 'seqlen'; did you mean 'seq_len'?"),
+    (["train", "--lr"], "expected --name value, got '--lr'"),
+    (["train", "lr", "1"], "expected --name value, got 'lr 1'"),
+    (["train", "--recipe", "smoke", "--lr", "fast"], "lr must be float, got 'fast'"),
+    (["train", "--recipe", "smoke", "--steps", "inf"], "steps must be"),
+    (["train", "--recipe", "smoke", "--stage", "stage2"], "no stage named 'stage2'; did you mean 'stage2_chatgpt'?"),
+    (["prepare", "--recipe", "smoke", "--base", "tiny-radnom"], "no base model named 'tiny-radnom'; did you mean 'tiny-random'?"),
+    (["prepare", "--recipe", "smoke", "--rows", "no/such.jsonl"], "no file or folder no/such.jsonl"),
+    (["evaluate", "--recipe", "smoke", "--stage", "stage1_flan"], "no parameter named 'stage'"),
+])
+def test_a_mistake_is_one_line_and_status_2(words, message, capsys, tmp_path):
+    if "smoke" in words:
+        words = [*words, "--out", str(tmp_path)]
+    assert cli.main(words) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"orcalab: {message}") and said.err.count("\n") == 1 and not said.out
+
+
+def test_a_stage_that_starts_from_an_untrained_one(capsys, tmp_path):
+    assert cli.main(["train", "--recipe", "smoke", "--out", str(tmp_path), "--stage", "stage2_chatgpt"]) == 2
+    assert "stage2_chatgpt starts from stage1_flan, which is not trained yet: no " in capsys.readouterr().err
+    assert not (tmp_path / "stage2_chatgpt").exists()
+
+
+def test_a_bad_row_stops_before_anything_is_trained(capsys, tmp_path):
+    good = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
+    (tmp_path / "rows.jsonl").write_text(good + "\n" + good[:-9] + "\n")
+    assert cli.main(["train", "--recipe", "smoke", "--out", str(tmp_path / "out"), "--rows", str(tmp_path / "rows.jsonl")]) == 2
+    assert "rows.jsonl:2: not JSON at character" in capsys.readouterr().err and not list((tmp_path / "out").glob("stage*"))
+
+
+def test_rows_from_a_file_train_a_stage(capsys, tmp_path):
+    lines = [{"question": f"{n}+1", "response": str(n + 1), "system_prompt": "Add."} for n in range(300)]
+    (tmp_path / "rows<i>.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    given = ["--recipe", "smoke", "--out", str(tmp_path / "out"), "--rows", str(tmp_path / "rows<i>.jsonl"), "--system", "keep", "--stage", "stage1_flan"]
+    assert cli.main(["train", *given]) == 0
+    said = capsys.readouterr().out
+    tokens = int(re.search(r"^stage1_flan: \d+ rows, (\d+) tokens", said, re.M)[1])
+    assert 0 <= tokens - 3 * 2048 * 1.02 < 50  # rows are read until three steps are full, and no further
+    assert re.fullmatch(r"\n\d+<\|im_end\|>", config.read_json(tmp_path / "out" / "stage1_flan" / "preflight.json")["targets_of_first_row"])
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "rows&lt;i&gt;.jsonl" in page and "rows<i>.jsonl" not in page  # what a user names is text, not markup
+
+
+def test_the_command_ends_without_a_traceback():
+    job = subprocess.run([sys.executable, "-m", "orcalab", "trian"], capture_output=True, text=True, cwd=ROOT)
+    assert (job.returncode, job.stdout) == (2, "") and job.stderr == "orcalab: no verb named 'trian'; did you mean 'train'?\n"
+
+
+def test_knobs_are_the_names_of_the_tagged_cell(tmp_path):
+    cells = [{"cell_type": "code", "metadata": {}, "source": ["a = 1\n"]},
+             {"cell_type": "code", "metadata": {"tags": ["parameters"]},
+              "source": ["# knobs\n", "recipe = \"laptop\"  # name of the recipe\n", "\n", "lr = None  # peak\n", "# x = 1\n"]}]
+    path = tmp_path / "00_tour.ipynb"
+    path.write_text(json.dumps({"cells": cells}))
+    assert cli.knobs(path) == ["recipe", "lr"]
+    for c in cells:
+        c["source"] = "".join(c["source"])  # a notebook may hold a cell as one string, too
+    path.write_text(json.dumps({"cells": cells}))
+    assert cli.knobs(path) == ["recipe", "lr"]
+
+
+def test_run_refuses_a_knob_that_no_notebook_has(capsys, tmp_path):
+    if not (ROOT / "notebooks" / "00_tour.ipynb").exists():
+        pytest.skip("the notebooks are not written yet")
+    assert cli.main(["run", "--recipe", "smoke", "--out", str(tmp_path), "--clip", "1"]) == 2
+    assert "no parameter of the notebooks named 'clip'" in capsys.readouterr().err
+
+
+def test_a_finding_before_anything_is_evaluated(recipe):
+    assert cli.finding(recipe) == "no student was evaluated yet"
+    text = cli.write_report(recipe).read_text(encoding="utf-8")
+    assert "a program stands in for GPT-4" in text
+
+
+def test_glance_reads_progress_and_forgives_half_a_file(tmp_path):
+    path = tmp_path / "x.progress"
+    assert cli.glance(path) == ""
+    path.write_text('{"what": "tr')
+    assert cli.glance(path) == ""
+    path.write_text(json.dumps({"what": "train", "done": 3, "total": 9, "left": 75.2, "note": "loss 2.1"}))
+    assert cli.glance(path) == "train: 3/9, 1:15 left, loss 2.1"
+
+
+# --------------------------------------------------------------------------------------------- progress
+
+def test_progress_speaks_in_plain_lines_when_nobody_watches(capsys, monkeypatch, tmp_path):
+    from orcalab.progress import Progress
+    monkeypatch.setenv("ORCALAB_PROGRESS", str(tmp_path / "now"))
+    with Progress(4, "count") as bar:
+        bar.resume(1)
+        for _ in range(3):
+            bar.advance(1, "note")
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("count: 2/4, 0:00 left, note") and last == "count: 4/4, took 0:00, note"
+    state = config.read_json(tmp_path / "now")
+    assert (state["what"], state["done"], state["total"], state["left"]) == ("count", 4, 4, 0)
+    with Progress(2, "") as bar:
+        bar.advance()
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,130 @@
+"""packing.py: every example once an epoch, whole, and no label that crosses from one to the next."""
+
+import numpy as np
+import pytest
+
+from orcalab import packing
+
+METHODS = ["best_fit", "shuffle_partition"]
+
+
+def draw(seed, n=400, seq_len=256):
+    """Lengths with a long tail, as rows have."""
+    rng = np.random.default_rng(seed)
+    return np.clip(rng.lognormal(3.5, 0.9, n).astype(int), 2, seq_len).tolist()
+
+
+def naive_best_fit(lengths, seq_len, seed=0):
+    """Best fit by looking at every pack: the tightest that still has room, the one filled last if two are alike."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    first, last = sum(n > seq_len // 4 for n in lengths), len(lengths) - len(lengths) // 10
+    middle = np.random.default_rng(seed).permutation(order[first:last]).tolist()
+    packs, clock = [], 0
+    for i in order[:first] + middle + order[last:]:
+        fits = [p for p in packs if p["room"] >= lengths[i]]
+        best = min(fits, key=lambda p: (p["room"], -p["when"])) if fits else {"room": seq_len, "members": []}
+        if not fits:
+            packs.append(best)
+        clock += 1
+        best["room"], best["when"] = best["room"] - lengths[i], clock
+        best["members"].append(i)
+    return [p["members"] for p in packs]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_best_fit_equals_the_naive_packer(seed):
+    lengths = draw(seed)
+    assert packing.best_fit(lengths, 256, seed) == naive_best_fit(lengths, 256, seed)
+
+
+def naive_partition(lengths, seq_len, order):
+    packs = [[]]
+    for i in order:
+        if sum(lengths[j] for j in packs[-1]) + lengths[i] > seq_len:
+            packs.append([])
+        packs[-1].append(i)
+    return packs
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_shuffle_partition_equals_the_naive_packer(seed):
+    lengths = draw(seed)
+    packs = packing.shuffle_partition(lengths, 256, seed)
+    order = [i for p in packs for i in p]
+    assert packs == naive_partition(lengths, 256, order) and order != sorted(order)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("seed", range(4))
+def test_every_example_once_an_epoch_and_no_pack_over_seq_len(method, seed):
+    lengths = draw(seed)
+    per_epoch = [len(getattr(packing, method)(lengths, 256, seed + e)) for e in (0, 1)]
+    plan = packing.plan(lengths, 256, sum(per_epoch), method, seed)
+    assert len(plan) == sum(per_epoch)
+    for epoch in (plan[: per_epoch[0]], plan[per_epoch[0]:]):
+        assert sorted(i for p in epoch for i in p) == list(range(len(lengths)))
+    one, two = ({tuple(sorted(p)) for p in epoch} for epoch in (plan[: per_epoch[0]], plan[per_epoch[0]:]))
+    assert len(one & two) < len(one) / 2  # an epoch packs anew
+    assert max(sum(lengths[i] for i in p) for p in plan) <= 256 and all(plan)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_plan_is_a_pure_function_and_seeds_differ(method):
+    lengths = draw(0)
+    assert packing.plan(lengths, 256, 200, method, 3) == packing.plan(lengths, 256, 200, method, 3)
+    assert packing.plan(lengths, 256, 200, method, 3) != packing.plan(lengths, 256, 200, method, 4)
+
+
+def test_best_fit_fills_at_least_as_well_as_shuffle_partition():
+    for seed in range(8):
+        lengths = draw(seed)
+        best, plain = (len(f(lengths, 256, seed)) for f in (packing.best_fit, packing.shuffle_partition))
+        assert best <= plain
+    assert sum(lengths) / (best * 256) > 0.97  # the best any packer could do is 1
+
+
+def test_a_surplus_drops_the_emptiest_packs():
+    lengths = [8, 8, 8, 5, 5, 1]
+    plan = packing.plan(lengths, 8, 4)  # the epoch has five: 8, 8, 8, 5 + 1, 5
+    assert sorted(sum(lengths[i] for i in p) for p in plan) == [6, 8, 8, 8]
+    assert len(packing.plan(lengths, 8, 7)) == 7
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("seed", range(3))
+def test_packed_arrays_equal_a_naive_layout(method, seed):
+    rng, lengths = np.random.default_rng(seed), draw(seed, n=60, seq_len=128)
+    examples = [(rng.integers(1, 99, n).tolist(), rng.integers(0, 2, n).tolist()) for n in lengths]
+    plan = packing.plan(lengths, 128, 20, method, seed)
+    packed = packing.pack(examples, plan, 128, pad_id=0)
+    for row, members in enumerate(plan):
+        flat = [(s, k, i) for s, i in enumerate(members) for k in range(lengths[i])]
+        for at in range(128):
+            got = [int(a[row, at]) for a in packed]
+            if at >= len(flat):
+                assert got == [0, -100, 0, -1]
+                continue
+            s, k, i = flat[at]
+            ids, mask = examples[i]
+            last = k + 1 == len(ids)  # nothing is learned at an example's last token: the next one is its neighbour's
+            assert got == [ids[k], ids[k + 1] if not last and mask[k + 1] else -100, k, s]
+    used = [i for p in plan for i in p]
+    assert packed.num_targets == sum(sum(examples[i][1][1:]) for i in used)
+    assert packed.fill == pytest.approx(sum(lengths[i] for i in used) / (20 * 128))
+
+
+def test_num_targets_is_the_mask_total_when_no_first_token_is_learned():
+    examples = [([7, 8, 9], [0, 1, 1]), ([5, 6], [0, 1]), ([4, 4, 4], [0, 0, 1])]
+    assert packing.pack(examples, [[0, 1], [2]], 6).num_targets == sum(sum(m) for _, m in examples) == 4
+
+
+def test_lengths_of_a_segment_row():
+    packed = packing.pack([([1] * n, [0] * n) for n in (3, 2, 4)], [[0, 1], [2]], 6)
+    assert [packing.lengths_of(s) for s in packed.segment] == [[3, 2, 1], [4, 2]]
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="there are no examples to pack"):
+        packing.plan([], 8, 1)
+    with pytest.raises(ValueError, match="example 1 has 9 tokens; seq_len is 8"):
+        packing.plan([3, 9], 8, 1)

@@ -1,0 +1,90 @@
+"""show.py: figures from run folders and lists; nothing a model wrote becomes markup; the report needs no network."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from orcalab import chatml, packing, show
+
+SCORES = [{"student": s, "system": m, "macro": 0.5, "low": 0.4, "high": 0.7, "by_task": {"x": 0.25, "y": 0.75}, "tokens": 12.3,
+           "format_ok": 0.9} for s, m in (("base", "cautious"), ("stage3_gpt4", "cautious"), ("stage3_gpt4", "empty"))]
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "stage1_flan"
+    folder.mkdir()
+    rows = [{"step": n + 1, "loss": loss, "tokens": 100, "targets": 10, "seconds": 1.0} for n, loss in enumerate((4.0, 2.0, 3.0))]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return folder
+
+
+def test_loss_curve_reads_a_run_folder(run):
+    fig = show.loss_curve(run, run)
+    raw, mean = fig.data[:2]
+    assert list(raw.x) == [100, 200, 300] and list(raw.y) == [4.0, 2.0, 3.0] and len(fig.data) == 4
+    assert list(mean.y) == pytest.approx([4.0, 3.6, 3.48]) and mean.name == "stage 1: short answers"
+
+
+def test_figures_show_the_numbers_they_are_given():
+    bars = show.macro(SCORES).data[0]
+    assert list(bars.y) == [0.5] * 3 and list(bars.error_y.array) == pytest.approx([0.2] * 3) and list(bars.error_y.arrayminus) == pytest.approx([0.1] * 3)
+    assert [list(b.y) for b in show.by_task(SCORES[:2]).data] == [[0.25, 0.75]] * 2
+    (heat,) = show.heat(SCORES, "stage3_gpt4").data
+    assert list(heat.y) == ["cautious", "empty"] and list(heat.x) == ["x", "y"] and [list(r) for r in heat.z] == [[0.25, 0.75]] * 2
+    bar = show.mixture({"by": {"task": {"a": 3, "b": 5}}, "config": {"name": "s"}}).data[0]
+    assert list(bar.x) == [3, 5] and list(bar.y) == ["a", "b"]
+    assert [list(h.x) for h in show.lengths({"stage1_flan": [3, 4], "other": np.array([5])}, seq_len=8).data] == [[3, 4], [5]]
+
+
+def test_packs_draws_targets_examples_and_padding():
+    packed = packing.pack([([1, 2, 3], [0, 0, 1]), ([4, 5], [0, 0])], [[0, 1]], 7)
+    (heat,) = show.packs(packed).data
+    assert [None if v is None or v != v else round(float(v), 2) for v in heat.z[0]] == [0.15, 0.9, 0.15, 0.35, 0.35, None, None]
+
+
+def test_tokens_are_escaped_and_marked(tokenizer):
+    ids, mask = chatml.encode([{"role": "user", "content": "<b>&"}, {"role": "assistant", "content": "<script>x"}], tokenizer)
+    page = show.tokens(ids, mask, tokenizer)
+    assert set(re.findall(r"</?\w+", page)) == {"<div", "</div", "<span", "</span", "<br"}
+    assert page.count("<span") == len(ids) and page.count("target") == sum(mask) and page.count("context") == len(ids) - sum(mask)
+    assert "&lt;" in page and "&amp;" in page and "⏎<br>" in page
+
+
+def test_tables_escape_what_a_model_wrote():
+    page = show.table([["<img src=x>", 1]], ["a&b", "n"])
+    assert page == "<table><tr><th>a&amp;b</th><th>n</th></tr><tr><td>&lt;img src=x&gt;</td><td>1</td></tr></table>"
+
+
+def test_rows_of_the_score_table():
+    rows, head = show.score_rows(SCORES[:1])
+    assert dict(zip(head, rows[0], strict=True)) == {"student": "base model", "message": "cautious", "macro": "50.0%", "95 % interval": "40.0% to 70.0%",
+                                                     "x": "25%", "y": "75%", "tokens": "12", "format ok": "90%"}
+    assert show.score_rows([])[0] == []
+
+
+def test_the_painter_repaints_what_is_typed():
+    pytest.importorskip("ipywidgets")
+    box, out = show.painter(lambda text: f"<i>{text}</i>", "one").children
+    assert out.value == "<i>one</i>"
+    box.value = "two"
+    assert out.value == "<i>two</i>"
+
+
+def test_the_report_opens_offline(tmp_path, run):
+    page = show.report(tmp_path / "a" / "report.html", "a < b", "<b>lead</b>", [("One & two", [show.loss_curve(run), "<p>text</p>"]), ("Three", [])])
+    text = page.read_text(encoding="utf-8")
+    assert not list(page.parent.glob("*.part")) and text.startswith("<!doctype html>")
+    assert text.count("Plotly.newPlot(") >= 1 and "<h1>a &lt; b</h1>" in text and "<p>text</p>" in text
+    assert '<a href="#s0">One &amp; two</a> <a href="#s1">Three</a>' in text and '<h2 id="s1">Three</h2>' in text
+    assert len(text) > 1_000_000  # plotly itself is inside
+    markup = re.sub(r"<script\b[^>]*>.*?</script>", "", text, flags=re.S)
+    assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?(https?:)?//""", markup) and "<link" not in markup
+    assert not re.search(r"<script\b[^>]*\bsrc", text.replace(show_js(), ""))
+
+
+def show_js():
+    from plotly.offline import get_plotlyjs
+    return get_plotlyjs()

@@ -1,0 +1,304 @@
+"""train.py: a step is the plain step, a broken-off run goes on bit for bit, wrong inputs are refused."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT
+
+from orcalab import config, data, model as models, teacher, train
+from orcalab.config import Config
+
+
+@pytest.fixture
+def stage(recipe, tokenizer):
+    """(cfg, prepared) of a stage with short packs; changes are given as keywords."""
+    def make(name="stage2_chatgpt", **changes):
+        cfg = recipe.stage(name, **{"seq_len": 512, "start": "base", **changes})
+        return cfg, teacher.prepare(recipe, cfg, tokenizer)
+    return make
+
+
+def lines(cfg):
+    return [json.loads(x) for x in (cfg.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder):
+    from safetensors.torch import load_file
+    return load_file(folder / "model" / "model.safetensors")
+
+
+# ------------------------------------------------------------------------------------------------- steps
+
+def reference(cfg, prepared):
+    """Train with a plain loop: one example at a time, full logits, transformers' attention, torch's AdamW."""
+    model, _, _ = models.load("tiny-random", torch.float32)
+    decay = [{"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": cfg.weight_decay},
+             {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(decay, lr=1.0, betas=(0.9, 0.95), eps=1e-8, fused=False, foreach=False)
+    out = []
+    for step in range(cfg.steps):
+        members = [i for p in prepared.plan[step * cfg.packs_per_step : (step + 1) * cfg.packs_per_step] for i in p]
+        total, targets = 0.0, 0
+        for i in members:
+            ids, mask = (torch.from_numpy(a).long() for a in prepared.examples[i])
+            logits = model(input_ids=ids[None]).logits[0, :-1]
+            total = total + (F.cross_entropy(logits, ids[1:], reduction="none") * mask[1:]).sum()
+            targets += int(mask[1:].sum())
+        (total / targets).backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip).item()
+        share = (step - cfg.warmup) / (cfg.steps - cfg.warmup)
+        lr = cfg.lr * ((step + 1) / cfg.warmup if step < cfg.warmup else 0.55 + 0.45 * math.cos(math.pi * share))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad()
+        out.append({"loss": total.item() / targets, "targets": targets, "lr": lr, "grad_norm": norm,
+                    "tokens": sum(len(prepared.examples[i][0]) for i in members)})
+    return out, model
+
+
+def test_steps_equal_a_plain_loop(stage):
+    cfg, prepared = stage(batch_size=2, accum=2, steps=4, warmup=2, weight_decay=0.1, clip=0.5)
+    train.train(cfg, prepared)
+    want, model = reference(cfg, prepared)
+    for got, w in zip(lines(cfg), want, strict=True):
+        assert (got["targets"], got["tokens"]) == (w["targets"], w["tokens"])
+        assert got["loss"] == pytest.approx(w["loss"], rel=2e-6) and got["grad_norm"] == pytest.approx(w["grad_norm"], rel=1e-4)
+        assert got["lr"] == pytest.approx(w["lr"], rel=1e-12)
+    theirs, mine = model.state_dict(), weights(cfg.folder)
+    for name, w in mine.items():
+        torch.testing.assert_close(w, theirs[name], rtol=0, atol=2e-5, msg=lambda m: f"{name}: {m}")
+    assert want[-1]["grad_norm"] > cfg.clip  # so that clipping was at work
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (1, 2)])
+def test_accumulation_changes_nothing(stage, shape, recipe, tokenizer):
+    one, prepared = stage(name="stage1_flan", batch_size=4, accum=1)
+    two = replace(one, batch_size=shape[0], accum=4 // shape[0], out=one.out + "b")
+    train.train(one, prepared)
+    train.train(two, replace(prepared))
+    for a, b in zip(lines(one), lines(two), strict=True):
+        assert a["targets"] == b["targets"] and a["loss"] == pytest.approx(b["loss"], rel=2e-6)
+    for name, w in weights(one.folder).items():
+        torch.testing.assert_close(w, weights(two.folder)[name], rtol=0, atol=1e-5)
+
+
+def test_metrics_and_results_and_config_tell_what_happened(stage):
+    cfg, prepared = stage(steps=5, save_every=2)
+    results = train.train(cfg, prepared)
+    rows = lines(cfg)
+    assert [r["step"] for r in rows] == [1, 2, 3, 4, 5]
+    assert set(rows[0]) == {"step", "loss", "lr", "grad_norm", "tokens", "targets", "seconds"}
+    packed = prepared.packs()
+    assert results["targets"] == sum(r["targets"] for r in rows) == packed.num_targets
+    assert results["tokens"] == sum(r["tokens"] for r in rows) == int((packed.segment >= 0).sum())
+    assert results["first_loss"] == pytest.approx(sum(r["loss"] for r in rows[:3]) / 3)
+    assert results["last_loss"] == pytest.approx(sum(r["loss"] for r in rows[-3:]) / 3) and results["steps"] == 5
+    card = config.read_json(cfg.folder / "config.json")
+    assert card["origin"]["from"] == "tiny-random" and card["seal"]["data"] == prepared.folder.name and card["dtype_used"] == "torch.float32"
+    assert {k: card[k] for k in config.to_json(cfg)} == config.to_json(cfg) and set(card["versions"]) == {"orcalab", "torch", "transformers", "python"}
+    assert not (cfg.folder / "checkpoints").exists()
+
+
+def test_the_loss_goes_down(stage):
+    cfg, prepared = stage(steps=30, lr=5e-3, schedule="constant", batch_size=2)
+    results = train.train(cfg, prepared)
+    assert results["first_loss"] > 4.5 and results["last_loss"] < 3.5
+
+
+def test_a_small_update_survives_in_the_master():
+    layer = torch.nn.Linear(4, 4, bias=False).bfloat16()
+    plain = torch.nn.Linear(4, 4, bias=False).bfloat16()
+    for m in (layer, plain):
+        torch.nn.init.ones_(m.weight)
+    masters, naive = train.Masters(layer, Config()), torch.optim.AdamW(plain.parameters(), lr=1e-4, weight_decay=0.0)
+    for n in range(1, 61):
+        for m in (layer, plain):
+            m.weight.grad = torch.ones_like(m.weight)
+        masters.step(1e-4, 1e9)
+        naive.step()
+        assert masters.masters[0].mean().item() == pytest.approx(1 - n * 1e-4, abs=1e-5) and masters.masters[0].dtype == torch.float32
+        if n == 1:
+            assert (layer.weight == 1).all()  # 0.9999 is 1 in bf16
+    assert (plain.weight == 1).all() and (layer.weight < 1).all()
+    assert torch.equal(layer.weight, masters.masters[0].bfloat16())
+
+
+def test_masters_of_an_fp32_model_are_its_weights(tiny):
+    masters = train.Masters(tiny[0], Config())
+    assert all(m is p for m, p in zip(masters.masters, masters.weights))
+    decayed, free = masters.optimizer.param_groups
+    assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in free["params"]) and free["weight_decay"] == 0
+
+
+def test_training_in_bf16_resumes_from_its_masters(stage, tokenizer):
+    cfg, _ = stage()
+    model, _, _ = models.load("tiny-random", torch.bfloat16)
+    masters = train.Masters(model, cfg)
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 1e-3)
+    masters.step(1e-4, 1.0)
+    train.save_checkpoint(cfg.folder, 1, masters, "seal")
+    other, _, _ = models.load("tiny-random", torch.bfloat16)
+    again = train.Masters(other, cfg)
+    again.load(torch.load(cfg.folder / "checkpoints" / "step-000001" / "state.pt", weights_only=True))
+    for a, b in zip(masters.masters, again.masters):
+        assert torch.equal(a, b) and a.dtype == torch.float32
+    assert any(not torch.equal(m, p.float()) for m, p in zip(again.masters, again.weights))  # more than bf16 was kept
+
+
+# ------------------------------------------------------------------------------------------------ resume
+
+KILLED = """
+import sys, torch
+torch.set_num_threads(1)
+from orcalab import data, train
+from orcalab.config import Config, read_json
+cfg = Config(**read_json(sys.argv[1]))
+train.train(cfg, data.open_prepared(sys.argv[2]))
+"""
+
+
+def test_a_killed_run_goes_on_bit_for_bit(stage, tmp_path):
+    whole, prepared = stage(steps=60, save_every=6, batch_size=2)
+    train.train(whole, prepared)
+    broken = replace(whole, out=str(tmp_path / "broken"))
+    config.write_json(tmp_path / "cfg.json", config.to_json(broken))
+    job = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "cfg.json"), str(prepared.folder)],
+                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT)
+    until = time.time() + 90
+    while job.poll() is None and not train.checkpoints(broken.folder) and time.time() < until:
+        time.sleep(0.005)
+    job.kill()  # SIGKILL: nothing is caught, nothing is tidied up
+    said = job.communicate()[1].decode()
+    assert job.returncode != 0 and train.checkpoints(broken.folder), said[-2000:]
+    assert not train.finished(broken) and not (broken.folder / "model").exists()
+    (at,) = [config.read_json(p / "state.json")["step"] for p in train.checkpoints(broken.folder)[-1:]]
+    assert 0 < at < 60 and at % 6 == 0
+    with open(broken.folder / "metrics.jsonl", "a") as f:
+        f.write('{"step": 99, "los')  # a line that the kill cut in half
+    train.train(broken, prepared)
+    a, b = (lines(c) for c in (whole, broken))
+    assert [{k: v for k, v in x.items() if k != "seconds"} for x in a] == [{k: v for k, v in x.items() if k != "seconds"} for x in b]
+    assert weights(whole.folder).keys() == weights(broken.folder).keys()
+    for name, w in weights(whole.folder).items():
+        assert torch.equal(w, weights(broken.folder)[name]), name
+
+
+def test_a_finished_run_is_read_and_not_repeated(stage):
+    cfg, prepared = stage()
+    results = train.train(cfg, prepared)
+    stamp = (cfg.folder / "model" / "model.safetensors").stat().st_mtime_ns
+    assert train.train(cfg, prepared) == results
+    assert (cfg.folder / "model" / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_a_changed_setting_is_refused_by_name(stage, recipe, tokenizer):
+    cfg, prepared = stage()
+    train.train(cfg, prepared)
+    with pytest.raises(ValueError, match=r"holds a run with other inputs \(lr: 0.0006 -> 0.001\); choose another out, or delete that folder"):
+        train.train(replace(cfg, lr=1e-3), prepared)
+    other = teacher.prepare(recipe, replace(cfg, answers="gold"), tokenizer)
+    with pytest.raises(ValueError, match="data: 'stage2_chatgpt-.*' -> 'stage2_chatgpt-"):
+        train.train(cfg, other)
+    train.train(replace(cfg, save_every=9), prepared)  # what changes no number is no other run
+
+
+def test_another_start_is_refused(stage, tmp_path, tiny):
+    cfg, prepared = stage()
+    train.train(cfg, prepared)
+    models.save(tmp_path / "other", models.tiny_random(seed=1)[0], tiny[1])
+    with pytest.raises(ValueError, match=r"other inputs \(start: 'seed 0' -> '[0-9a-f]{16}'\)"):
+        train.train(cfg, prepared, tmp_path / "other")
+
+
+def test_a_changed_tokenizer_is_refused(stage, tmp_path, tiny):
+    cfg, prepared = stage()
+    tiny[1].add_tokens(["<|new|>"])
+    models.save(tmp_path / "other", *tiny)
+    with pytest.raises(ValueError, match="was made with another tokenizer .*; prepare the rows again with this model"):
+        train.train(cfg, prepared, tmp_path / "other")
+    assert not cfg.folder.exists()
+
+
+# --------------------------------------------------------------------------------------------- bad numbers
+
+def test_a_learning_rate_that_is_not_a_number():
+    with pytest.raises(ValueError, match="lr must be a number of at least 0, got nan"):
+        Config(lr=float("nan"))
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(stage):
+    cfg, prepared = stage(lr=1e30, clip=1e30, warmup=0, steps=6)
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step \d; the last whole checkpoint is kept. Lower lr \(1e\+30\)"):
+        train.train(cfg, prepared)
+    assert not (cfg.folder / "model").exists() and all(math.isfinite(x["loss"]) for x in lines(cfg))
+
+
+def test_a_start_with_broken_weights_is_refused(stage, tmp_path, tiny):
+    cfg, prepared = stage()
+    with torch.no_grad():
+        tiny[0].model.norm.weight.fill_(float("nan"))
+    models.save(tmp_path / "nan", *tiny)
+    with pytest.raises(ValueError, match="the starting model's loss is nan: its weights are broken"):
+        train.train(cfg, prepared, tmp_path / "nan")
+
+
+def test_the_preflight_sees_attention_that_leaks(stage, tiny):
+    cfg, prepared = stage()
+    model, tokenizer = tiny
+    report = train.preflight(models.isolate(model), prepared, tokenizer, cfg, cfg.folder)
+    assert report["leak"] == 0 and report["difference"] < 1e-5 and report == config.read_json(cfg.folder / "preflight.json")
+    first = prepared.rows[prepared.plan[0][0]].messages[-1]["content"]
+    assert report["targets_of_first_row"] == f"\n{first}<|im_end|>"
+    from transformers import AttentionInterface, AttentionMaskInterface
+    whole = lambda module, query, *a, lengths=None, **k: models.packed_attention(module, query, *a, lengths=[query.shape[2]], **k)
+    AttentionInterface.register("leaks", whole)  # one causal attention over the whole pack
+    AttentionMaskInterface.register("leaks", lambda *a, **k: None)
+    model.set_attn_implementation("leaks")
+    with pytest.raises(ValueError, match="packed examples see each other: loss .* packed, .* alone"):
+        train.preflight(model, prepared, tokenizer, cfg, cfg.folder)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(stage, tiny):
+    resource = pytest.importorskip("resource", reason="file sizes can be limited on Unix alone")
+    cfg, _ = stage()
+    masters = train.Masters(tiny[0], cfg)
+    train.save_checkpoint(cfg.folder, 1, masters, "seal")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # the disk takes no file above 100 kB
+    try:
+        with pytest.raises(OSError, match="no disk space left for the checkpoint at step 2"):
+            train.save_checkpoint(cfg.folder, 2, masters, "seal")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [p.name for p in (cfg.folder / "checkpoints").iterdir()] == ["step-000001"]
+    train.save_checkpoint(cfg.folder, 3, masters, "seal")
+    assert [p.name for p in (cfg.folder / "checkpoints").iterdir()] == ["step-000003"]  # the older one went last
+
+
+def test_a_checkpoint_of_another_run_or_half_of_one(stage, tiny):
+    cfg, prepared = stage()
+    folder = cfg.folder / "checkpoints"
+    (folder / "step-000002.part").mkdir(parents=True)
+    (folder / "step-000002.part" / "state.json").write_text("{}")
+    (folder / "step-000001").mkdir()
+    assert train.checkpoints(cfg.folder) == []
+    train.save_checkpoint(cfg.folder, 3, train.Masters(tiny[0], cfg), "another")
+    with pytest.raises(ValueError, match="step-000003 belongs to a run with other inputs; delete it to start afresh"):
+        train.train(cfg, prepared)
+
+
+def test_learning_rate_at_its_corners():
+    cfg = Config(lr=1.0, steps=12, warmup=2)
+    assert [train.learning_rate(cfg, s) for s in (0, 1, 2, 7)] == [0.5, 1.0, 1.0, pytest.approx(0.55)]
+    assert 0.1 < train.learning_rate(cfg, 11) < 0.13 and train.learning_rate(replace(cfg, warmup=0), 0) == 1.0
+    assert [train.learning_rate(replace(cfg, schedule="constant"), s) for s in (0, 2, 11)] == [0.5, 1.0, 1.0]
+    assert train.learning_rate(replace(cfg, steps=1, warmup=1), 0) == 1.0
