@@ -4,7 +4,7 @@ The plain loop is what a tutorial does with a packed row: full causal attention 
 token, the model's own loss; bf16 weights too, and the same optimizer. Both time whole steps (forward, backward,
 clip, update) on the same packs of the laptop recipe, taking turns so that other load on the machine hits both.
 
-    python benchmarks/train_cpu.py [steps]
+    python benchmarks/train_cpu.py [steps [seq_len]]
 """
 
 import json
@@ -47,10 +47,10 @@ def matmul_rate(dtype, seconds=1.0):
     return n * 2 * 2048 * 576 * 1536 / (time.time() - begun) / 1e9
 
 
-def main(steps=3):
+def main(steps=3, seq_len=2048):
     with TemporaryDirectory() as out:
         recipe = recipes.get("laptop", out=out)
-        cfg = recipe.stage("stage3_gpt4", steps=steps + 1)
+        cfg = recipe.stage("stage3_gpt4", steps=steps + 1, seq_len=seq_len)
         device, dtype = models.pick("cpu", "auto")
         sides = {}
         for name in ("plain", "ours"):
@@ -76,7 +76,7 @@ def main(steps=3):
             "peer_tokens_per_s": round(speed["plain"], 1), "matmul_gflops": round(rate),
             "share_of_matmul_rate": round(6 * (weights + head) * speed["ours"] / 1e9 / rate, 3),
             "dtype": str(dtype), "threads": torch.get_num_threads(), "torch": torch.__version__,
-            "work": f"{steps} steps of 2,048 tokens, SmolLM2-135M, all weights, {targets:.0%} targets"}))
+            "work": f"{steps} steps of {seq_len} tokens, SmolLM2-135M, all weights, {targets:.0%} targets"}))
 
 
 if __name__ == "__main__":

@@ -210,7 +210,7 @@ def finding(rec):
     scores, records = cautious(rec)
     if not scores:
         return "no student was evaluated yet"
-    text = show.text_table(*show.score_rows(scores))
+    text = show.text_table(*show.task_rows(scores, rec.tasks))
     if {"stage3_gpt4", "answer_only"} <= set(records):
         c = judge.compare(records["stage3_gpt4"], records["answer_only"])
         text += (f"\n\nexplained and erased minus answers only, same questions: {100 * c['macro']:+.1f} points "

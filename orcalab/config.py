@@ -64,7 +64,7 @@ def _coerce(cls, name, value):
     kind = {f.name: f.type for f in fields(cls)}[name]
     if isinstance(value, str) and kind in (int, float):
         try:
-            value = float(value)
+            value = int(value) if re.fullmatch(r"\s*[+-]?\d+\s*", value) else float(value)
         except ValueError:
             raise ValueError(f"{name} must be {kind.__name__}, got {value!r}") from None
     if kind is int and isinstance(value, float) and value.is_integer():

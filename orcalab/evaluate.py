@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from orcalab.config import choose, digest, write_json
+from orcalab.config import digest, write_json
 from orcalab.strategies import FINAL, message
 
 
@@ -93,8 +93,8 @@ class Lazy:
         self.how = (str(source), device, dtype)
 
     def digest(self):
-        from orcalab.model import file_digest, resolve
-        return "seed 0" if self.how[0] == "tiny-random" else file_digest(resolve(self.how[0]))
+        from orcalab.model import weights_digest
+        return weights_digest(self.how[0])
 
     def load(self):
         from orcalab.generate import Student
@@ -197,8 +197,3 @@ def results(folder, out):
     scores = [{"student": s, "system": m, **score(r)} for (s, m), r in read_answers(folder).items()]
     write_json(out, {"scores": scores})
     return scores
-
-
-def pick_student(name, students):
-    """Return `name` if it is one of `students`; raise with the nearest otherwise."""
-    return choose(name, students, "student")

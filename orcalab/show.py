@@ -2,6 +2,8 @@
 
 import html
 import json
+import re
+from itertools import cycle
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -31,7 +33,8 @@ def metrics(folder):
 
 def loss_curve(*folders):
     """Draw the loss of one or more runs by tokens seen, each with its running mean."""
-    fig = _figure("Loss on the teacher's tokens", "tokens of the stage", "loss per target (nats)")
+    note = "<br><sup>stages learn different words, so their losses cannot be compared with each other</sup>" if len(folders) > 1 else ""
+    fig = _figure(f"Loss on the teacher's tokens{note}", "tokens of the stage", "loss per target (nats)")
     for folder in folders:
         name, lines = Path(folder).name, metrics(folder)
         x, mean = [], []
@@ -48,7 +51,7 @@ def loss_curve(*folders):
 def lengths(groups, seq_len=0):
     """Draw histograms of example lengths: {name: lengths in tokens}."""
     fig = _figure("How long the examples are", "tokens", "examples", barmode="overlay")
-    for colour, (name, values) in zip((BLUE, GREEN, ORANGE, PURPLE), groups.items()):
+    for colour, (name, values) in zip(cycle((BLUE, GREEN, ORANGE, PURPLE, SKY, RED)), groups.items()):
         fig.add_histogram(x=list(values), name=NAMES.get(name, name), opacity=0.6, marker_color=colour, nbinsx=60)
     if seq_len:
         fig.add_vline(x=seq_len, line_dash="dot", annotation_text=f"seq_len {seq_len}")
@@ -142,7 +145,7 @@ def table(rows, head):
 
 
 def text_table(rows, head):
-    """Return rows as a plain-text table, columns aligned.
+    """Return rows as a plain-text table: words to the left, numbers to the right.
 
     >>> print(text_table([["a", 1], ["bb", 22]], ["name", "n"]))
     name   n
@@ -151,7 +154,8 @@ def text_table(rows, head):
     """
     grid = [[str(v) for v in r] for r in [head, *rows]]
     wide = [max(len(r[c]) for r in grid) for c in range(len(head))]
-    return "\n".join("  ".join(v.ljust(w) if c == 0 else v.rjust(w) for c, (v, w) in enumerate(zip(r, wide))).rstrip() for r in grid)
+    number = [any(r[c].strip() for r in grid[1:]) and all(re.match(r"[-+±]?[\d.]|$", r[c].strip()) for r in grid[1:]) for c in range(len(head))]
+    return "\n".join("  ".join(v.rjust(w) if n else v.ljust(w) for v, w, n in zip(r, wide, number)).rstrip() for r in grid)
 
 
 def score_rows(scores):
@@ -160,6 +164,21 @@ def score_rows(scores):
     rows = [[NAMES.get(s["student"], s["student"]), s["system"], f"{s['macro']:.1%}", f"{s['low']:.1%} to {s['high']:.1%}",
              *(f"{s['by_task'][t]:.0%}" for t in tasks), f"{s['tokens']:.0f}", f"{s['format_ok']:.0%}"] for s in scores]
     return rows, ["student", "message", "macro", "95 % interval", *tasks, "tokens", "format ok"]
+
+
+def task_rows(scores, tasks=()):
+    """Return (rows, head) of the same scores turned: a line per task, a column per student; narrow enough to read anywhere.
+
+    Args:
+        tasks: config.Tasks of the recipe; adds whether a direct answer should do, as it was fixed beforehand.
+    """
+    direct = {t.name: "direct" if t.direct else "explain" for t in tasks}
+    lines = [[t, *([direct.get(t, "")] if direct else []), *(f"{s['by_task'][t]:.0%}" for s in scores)] for t in scores[0]["by_task"]]
+    pad = [""] if direct else []
+    lines += [["mean over tasks", *pad, *(f"{s['macro']:.1%}" for s in scores)],
+              ["  95 % interval", *pad, *(f"{100 * s['low']:.0f} to {100 * s['high']:.0f}" for s in scores)],
+              ["tokens an answer", *pad, *(f"{s['tokens']:.0f}" for s in scores)]]
+    return lines, ["task", *(["should do"] if direct else []), *(s["student"] for s in scores)]
 
 
 STYLE = """body{font:16px/1.6 system-ui,sans-serif;max-width:1060px;margin:2em auto;padding:0 1em;color:#222}

@@ -149,15 +149,15 @@ def save_checkpoint(folder, step, masters, seal):
         shutil.rmtree(p)
 
 
-def seal_of(cfg, prepared, origin):
-    """Return what a run depends on; a changed part refuses to resume."""
+def seal_of(cfg, prepared, weights):
+    """Return what a run depends on, `weights` being the digest it starts from; a changed part refuses to resume."""
     settings = {k: v for k, v in to_json(cfg).items() if k not in ("out", "save_every", "device")}
-    return {"config": settings, "data": prepared.folder.name, "start": origin["digest"]}
+    return {"config": settings, "data": prepared.folder.name, "weights": weights}
 
 
 def difference(old, new):
     """Say in words where two seals differ."""
-    flat = [{**s["config"], "data": s["data"], "start": s["start"]} for s in (old, new)]
+    flat = [{**s["config"], "data": s["data"], "weights": s.get("weights")} for s in (old, new)]
     return ", ".join(f"{k}: {flat[0].get(k)!r} -> {v!r}" for k, v in flat[1].items() if flat[0].get(k) != v)
 
 
@@ -166,7 +166,7 @@ def finished(cfg):
     return (cfg.folder / "results.json").exists() and (cfg.folder / "model" / "config.json").exists()
 
 
-def train(cfg, prepared, start=None, progress=True):
+def train(cfg, prepared, start=None):
     """Train one stage and return its results; a finished run is read, a broken-off one goes on.
 
     Args:
@@ -185,13 +185,13 @@ def train(cfg, prepared, start=None, progress=True):
     """
     folder = cfg.folder
     device, dtype = models.pick(cfg.device, cfg.dtype)
-    model, tokenizer, origin = models.load(start or cfg.base, dtype, device)
-    seal = json.loads(json.dumps(seal_of(cfg, prepared, origin)))
+    seal = json.loads(json.dumps(seal_of(cfg, prepared, models.weights_digest(start or cfg.base))))
     if (folder / "config.json").exists() and (old := read_json(folder / "config.json"))["seal"] != seal:
         raise ValueError(f"{folder} holds a run with other inputs ({difference(old['seal'], seal)}); "
                          "choose another out, or delete that folder")
     if finished(cfg):
         return read_json(folder / "results.json")
+    model, tokenizer, origin = models.load(start or cfg.base, dtype, device)
     made = prepared.card["made_of"]["tokenizer"]
     if made != data.fingerprint(tokenizer):
         raise ValueError(f"{prepared.folder} was made with another tokenizer ({made}, the model's is "
@@ -242,9 +242,10 @@ def train(cfg, prepared, start=None, progress=True):
 
 
 def summary(metrics):
-    """Sum up a metrics.jsonl: steps, tokens, targets, first and last loss (means of three), tokens/s."""
+    """Sum up a metrics.jsonl: steps, tokens, targets, first and last loss (means of up to three steps), tokens/s."""
     lines = [json.loads(line) for line in Path(metrics).read_text().splitlines()]
     mean = lambda part: sum(x["loss"] for x in part) / len(part)
+    part = max(1, min(3, len(lines) // 2))
     total = {k: sum(x[k] for x in lines) for k in ("tokens", "targets", "seconds")}
-    return {"steps": len(lines), **total, "first_loss": mean(lines[:3]), "last_loss": mean(lines[-3:]),
+    return {"steps": len(lines), **total, "first_loss": mean(lines[:part]), "last_loss": mean(lines[-part:]),
             "tokens_per_s": total["tokens"] / total["seconds"]}

@@ -68,7 +68,7 @@ def test_why_an_answer_ended_and_what_is_its_text(ends):
         ids = naive(ends, ends.prompt(question), 12)
         stopped = ids[-1] in ends.ends
         text = ends.tokenizer.decode(ids[:-1] if stopped else ids)
-        want = generate.Answer(text[1:] if text[:1] == "\n" else text, len(ids), "stop" if stopped else "length")
+        want = generate.Answer(text[1:] if text[:1] == "\n" else text, len(ids), "stop" if stopped else "length", tuple(ids))
         assert ends.ask(question, max_new_tokens=12) == want
     assert {ends.ask(q, max_new_tokens=12).reason for q in QUESTIONS} == {"stop", "length"}
     assert ends.ask("2+2", max_new_tokens=2).tokens == 2

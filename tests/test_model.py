@@ -149,11 +149,11 @@ def test_a_saved_model_comes_back_with_its_digest(tmp_path, tiny):
     models.save(tmp_path / "m", model, tok)
     back, fitted, origin = models.load(tmp_path / "m")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), back.parameters()))
-    assert origin["from"] == str(tmp_path / "m") and origin["digest"] == models.file_digest(tmp_path / "m")
+    assert origin["from"] == str(tmp_path / "m") and origin["digest"] == models.weights_digest(tmp_path / "m")
     with torch.no_grad():
         next(model.parameters())[0, 0] += 1
     models.save(tmp_path / "n", model, tok)
-    assert models.file_digest(tmp_path / "n") != origin["digest"] and len(origin["digest"]) == 16
+    assert models.weights_digest(tmp_path / "n") != origin["digest"] and len(origin["digest"]) == 16
     assert (len(fitted), fitted.pad_token, fitted.eos_token, fitted.chat_template) == (len(tok), tok.pad_token, tok.eos_token, chatml.JINJA)
 
 
@@ -163,14 +163,14 @@ def test_save_is_whole_or_nothing(tmp_path, tiny):
         models.save(tmp_path / "new", model, None)
     assert not (tmp_path / "new").exists()
     models.save(tmp_path / "m", model, tok)
-    before = models.file_digest(tmp_path / "m")
+    before = models.weights_digest(tmp_path / "m")
     with torch.no_grad():
         next(model.parameters()).zero_()
     with pytest.raises(AttributeError):
         models.save(tmp_path / "m", model, None)
-    assert models.file_digest(tmp_path / "m") == before and (tmp_path / "m" / "tokenizer.json").exists()
+    assert models.weights_digest(tmp_path / "m") == before and (tmp_path / "m" / "tokenizer.json").exists()
     models.save(tmp_path / "m", model, tok)
-    assert models.file_digest(tmp_path / "m") != before and [p.name for p in tmp_path.iterdir() if p.suffix != ".part"] == ["m"]
+    assert models.weights_digest(tmp_path / "m") != before and [p.name for p in tmp_path.iterdir() if p.suffix != ".part"] == ["m"]
 
 
 @pytest.mark.parametrize("name, message", [

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from orcalab import chatml, packing, show
+from orcalab import chatml, packing, recipes, show
 
 SCORES = [{"student": s, "system": m, "macro": 0.5, "low": 0.4, "high": 0.7, "by_task": {"x": 0.25, "y": 0.75}, "tokens": 12.3,
            "format_ok": 0.9} for s, m in (("base", "cautious"), ("stage3_gpt4", "cautious"), ("stage3_gpt4", "empty"))]
@@ -63,6 +63,13 @@ def test_rows_of_the_score_table():
     assert dict(zip(head, rows[0], strict=True)) == {"student": "base model", "message": "cautious", "macro": "50.0%", "95 % interval": "40.0% to 70.0%",
                                                      "x": "25%", "y": "75%", "tokens": "12", "format ok": "90%"}
     assert show.score_rows([])[0] == []
+
+
+def test_the_table_by_task_says_the_same_and_is_narrow():
+    rows, head = show.task_rows(SCORES, recipes.laptop().tasks)
+    assert head[2:] == [s["student"] for s in SCORES] and {r[0] for r in rows} >= set(SCORES[0]["by_task"])
+    assert dict((r[0], r[2]) for r in rows)["mean over tasks"] == f"{SCORES[0]['macro']:.1%}"
+    assert max(map(len, show.text_table(rows, head).splitlines())) <= 100
 
 
 def test_the_painter_repaints_what_is_typed():

@@ -1,0 +1,140 @@
+"""The recorded run of the laptop recipe, and what the README says about it.
+
+    python benchmarks/laptop.py 0      # `orcalab run --seed 0` in a folder of its own, timed, with its peak memory: tens of minutes
+    python benchmarks/laptop.py        # seconds: the README's block and its figure, from laptop.json
+
+Every number in the README's block comes from laptop.json; tests/test_readme.py makes both again and compares.
+"""
+
+import html
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from orcalab import config, evaluate, recipes, show
+
+HERE = Path(__file__).resolve().parent
+RECORD, FIGURE, README = HERE / "laptop.json", HERE / "laptop.svg", HERE.parent / "README.md"
+BEGIN, END = "<!-- recorded run: written by benchmarks/laptop.py -->", "<!-- end of the recorded run -->"
+EXPLAINED, ANSWERS = "stage3_gpt4", "answer_only"
+
+
+def memory(process):
+    """Return the bytes of a process and its children, shared pages counted once where the system can tell."""
+    import psutil
+    total = 0
+    for p in [process, *process.children(recursive=True)]:
+        try:
+            m = p.memory_full_info()
+            total += getattr(m, "pss", m.rss)
+        except psutil.Error:
+            pass
+    return total
+
+
+def run(seed):
+    """Run the main job for one seed, afresh, and note what it printed, took and found."""
+    import psutil
+    out = HERE.parent / "runs" / f"recorded-{seed}"
+    if out.exists():
+        raise SystemExit(f"{out} is there already: a recorded run starts from nothing, so move it away first")
+    begun, peak, lines = time.time(), 0, HERE.parent / "runs" / f"recorded-{seed}.out"
+    lines.parent.mkdir(exist_ok=True)
+    with open(lines, "w", encoding="utf-8") as f:
+        job = psutil.Popen([sys.executable, "-m", "orcalab", "run", "--seed", str(seed), "--out", str(out)], stdout=f, stderr=subprocess.STDOUT)
+        while job.poll() is None:
+            peak = max(peak, memory(job))
+            time.sleep(1)
+    printed = lines.read_text(encoding="utf-8")
+    if job.returncode:
+        raise SystemExit(printed)
+    rec = recipes.get("laptop", seed=seed, out=str(out))
+    answers = {s: r for (s, m), r in evaluate.read_answers(out / "answers").items() if m == "cautious"}
+    order = [s for s in ["base", *(c.name for c in rec.stages)]]
+    stages = [[c.name, show.metrics(c.folder)] for c in rec.stages]
+    return {"seed": seed, "minutes": round((time.time() - begun) / 60, 1), "peak_gib": round(peak / 2**30, 1),
+            "scores": [{"student": s, **evaluate.score(answers[s])} for s in order],
+            "difference": evaluate.compare(answers[EXPLAINED], answers[ANSWERS]),
+            "over_base": evaluate.compare(answers[EXPLAINED], answers["base"]),
+            "stages": [{"name": n, "steps": len(m), "tokens": sum(x["tokens"] for x in m), "targets": sum(x["targets"] for x in m),
+                        "tokens_per_s": round(sum(x["tokens"] for x in m) / sum(x["seconds"] for x in m))} for n, m in stages],
+            "printed": [x for x in printed.replace(str(HERE.parent) + "/", "").splitlines() if "left" not in x]}
+
+
+def points(c):
+    return f"{100 * c['macro']:+.1f} points [{100 * c['low']:+.1f}, {100 * c['high']:+.1f}]"
+
+
+def block(runs):
+    """Return the README's Markdown on the recorded runs."""
+    first = runs[0]
+    text = ["```text", "$ orcalab run", *first["printed"], "```", "",
+            "| seed | base model | explained, strategy erased | answers only | explained minus answers | minutes | peak memory |",
+            "|---|---|---|---|---|---|---|"]
+    for r in runs:
+        s = {x["student"]: x for x in r["scores"]}
+        text.append(f"| {r['seed']} | {s['base']['macro']:.1%} | {s[EXPLAINED]['macro']:.1%} | {s[ANSWERS]['macro']:.1%} | {points(r['difference'])} "
+                    f"| {r['minutes']} | {r['peak_gib']} GiB |")
+    s = {x["student"]: x for x in first["scores"]}
+    lost = [t for t, d in first["difference"]["by_task"].items() if d < 0]
+    text += ["", f"Macro accuracy over {len(s['base']['by_task'])} tasks, {s['base']['questions']} held-out questions a student; in brackets the 95 % interval of a "
+             f"paired bootstrap. Both students start from the same checkpoint and are trained for as many tokens. "
+             + (f"Explaining loses on {', '.join(lost)} (seed {first['seed']}). " if lost else "Explaining loses on no task. ")
+             + f"Over the base model, explained answers are worth {points(first['over_base'])}.",
+             "", "![accuracy per task, answers only against explained and erased](benchmarks/laptop.svg)"]
+    return "\n".join(text)
+
+
+def figure(runs):
+    """Return the README's figure as SVG: per task, the answer-only student and the explained one, a row each."""
+    s = {x["student"]: x for x in runs[0]["scores"]}
+    tasks = {t.name: t for t in recipes.TASKS}
+    order = sorted(tasks, key=lambda t: (tasks[t].direct, -runs[0]["difference"]["by_task"][t]))
+    green, orange, grey = show.COLOURS[EXPLAINED], show.COLOURS[ANSWERS], "#8A8A8A"
+    left, wide, top, step = 250, 450, 74, 44
+    at = lambda share: left + wide * share
+    rows = [*((t.replace("_", " "), tasks[t].strategy, s[ANSWERS]["by_task"][t], s[EXPLAINED]["by_task"][t]) for t in order),
+            ("mean over tasks", "", s[ANSWERS]["macro"], s[EXPLAINED]["macro"])]
+    high = top + step * len(rows) + 34
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {high}" font-family="system-ui, sans-serif" font-size="14" fill="{grey}">',
+           "<title>Accuracy on held-out questions, per task</title>",
+           f'<circle cx="{left + 7}" cy="26" r="7" fill="{orange}"/><text x="{left + 22}" y="31">answers only</text>',
+           f'<circle cx="{left + 147}" cy="26" r="7" fill="{green}"/><text x="{left + 162}" y="31">explained, strategy erased</text>']
+    out += [f'<line x1="{at(x)}" x2="{at(x)}" y1="{top - 24}" y2="{high - 34}" stroke="{grey}" stroke-opacity=".25"/>'
+            f'<text x="{at(x)}" y="{high - 12}" text-anchor="middle" font-size="12">{x:.0%}</text>' for x in (0, 0.25, 0.5, 0.75, 1)]
+    for n, (name, strategy, a, b) in enumerate(rows):
+        y = top + step * n
+        bold = ' font-weight="700"' if not strategy else ""
+        out += [f'<text x="{left - 44}" y="{y}" text-anchor="end"{bold}>{html.escape(name)}</text>',
+                f'<text x="{left - 44}" y="{y + 16}" text-anchor="end" font-size="11" opacity=".8">{html.escape(strategy)}</text>',
+                f'<line x1="{at(a):.1f}" x2="{at(b):.1f}" y1="{y}" y2="{y}" stroke="{green if b >= a else orange}" stroke-width="4" stroke-opacity=".45"/>']
+        for share, colour, other in ((a, orange, b), (b, green, a)):
+            side = 1 if share > other or (share == other and colour == green) else -1
+            out += [f'<circle cx="{at(share):.1f}" cy="{y}" r="8" fill="{colour}"/>',
+                    f'<text x="{at(share) + side * 14:.1f}" y="{y + 5}" text-anchor="{"start" if side > 0 else "end"}" font-size="12"{bold}>{share:.0%}</text>']
+    return "\n".join([*out, "</svg>"]) + "\n"
+
+
+def put(readme, runs):
+    """Return the README with its block on the recorded runs replaced."""
+    before, rest = readme.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{block(runs)}\n\n{END}{rest.split(END)[1]}"
+
+
+def main(*seeds):
+    runs = {r["seed"]: r for r in (config.read_json(RECORD) if RECORD.exists() else [])}
+    for seed in map(int, seeds):
+        runs[seed] = run(seed)
+        config.write_json(RECORD, sorted(runs.values(), key=lambda r: r["seed"]))
+    runs = sorted(runs.values(), key=lambda r: r["seed"])
+    FIGURE.write_text(figure(runs), encoding="utf-8")
+    README.write_text(put(README.read_text(encoding="utf-8"), runs), encoding="utf-8")
+    s = {x["student"]: x["macro"] for x in runs[0]["scores"]}
+    print(json.dumps({"peer": "answer-only student, same checkpoint, same tokens", "ratio": round(s[EXPLAINED] / s[ANSWERS], 3),
+                      "work": f"{runs[0]['scores'][0]['questions']} held-out questions, seed {runs[0]['seed']}", "minutes": runs[0]["minutes"]}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

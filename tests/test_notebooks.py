@@ -1,0 +1,103 @@
+"""The twelve notebooks run, in order, through the same command that a user types; what is done is not done again."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+from orcalab import __main__ as cli, config
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def command(*words, **env):
+    return subprocess.run([sys.executable, "-m", "orcalab", *words], capture_output=True, text=True, cwd=ROOT,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", **env})
+
+
+def alone(name, out, *parameters):
+    """Execute one notebook by papermill itself, as somebody in batch would."""
+    given = [w for n, v in (("recipe", "smoke"), ("out", out), *parameters) for w in ("-p", n, str(v))]
+    return subprocess.run([sys.executable, "-m", "papermill", str(ROOT / "notebooks" / name), str(out / name), "--no-progress-bar", *given],
+                          capture_output=True, text=True, cwd=ROOT / "notebooks", env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+@pytest.fixture(scope="module")
+def corridor(tmp_path_factory):
+    """(folder, what was printed, seconds) of `orcalab run --recipe smoke`."""
+    out, begun = tmp_path_factory.mktemp("corridor"), time.time()
+    job = command("run", "--recipe", "smoke", "--out", str(out))
+    assert job.returncode == 0, job.stdout[-3000:] + job.stderr[-3000:]
+    return out, job.stdout, time.time() - begun
+
+
+def test_the_smoke_recipe_runs_every_notebook_in_under_two_minutes(corridor):
+    out, printed, seconds = corridor
+    assert [p.name for p in sorted((out / "notebooks").iterdir())] == [p.name for p in NOTEBOOKS]  # no log, no half-written file
+    assert re.findall(r"^\[ *\d+/12\] (\w+)", printed, re.M) == [p.stem for p in NOTEBOOKS]
+    assert seconds < 120
+
+
+def test_the_executed_copies_hold_results_and_no_error(corridor):
+    for path in sorted((corridor[0] / "notebooks").iterdir()):
+        cells = [c for c in config.read_json(path)["cells"] if c["cell_type"] == "code"]
+        kinds = {o["output_type"] for c in cells for o in c["outputs"]}
+        assert "error" not in kinds and "stream" in kinds and all(c["execution_count"] for c in cells if c["source"])
+        streams = "".join("".join(o["text"]) for c in cells for o in c["outputs"] if o["output_type"] == "stream" and o["name"] == "stderr")
+        assert "Warning" not in streams, f"{path.name}: {streams[-500:]}"
+
+
+def test_the_corridor_leaves_students_answers_and_a_report(corridor):
+    out, printed, _ = corridor
+    stages = ("stage1_flan", "stage2_chatgpt", "stage3_gpt4", "answer_only")
+    for stage in stages:
+        assert {"config.json", "metrics.jsonl", "model", "preflight.json", "results.json"} <= {p.name for p in (out / stage).iterdir()}
+    assert {p.name.split(".")[0] for p in (out / "answers").iterdir()} == {"base", *stages}
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for heading in ("What each stage taught", "Which answers need explaining", "Which system message wins where", "Loss by stage", "Answers to read"):
+        assert f">{heading}</h2>" in page
+    assert "a program stands in for GPT-4" in page and "plotly" in page and not re.search(r'<(script|link)[^>]+(src|href)="https?:', page)
+    assert "explained and erased minus answers only" in printed and str(out / "report.html") in printed
+
+
+def test_a_second_run_skips_what_is_done_and_another_seed_does_not(corridor):
+    out = corridor[0]
+    again = command("run", "--recipe", "smoke", "--out", str(out))
+    assert again.returncode == 0 and again.stdout.count("done before") == len(NOTEBOOKS)
+    state = config.read_json(out / "run.json")
+    state.pop(NOTEBOOKS[-1].stem)
+    config.write_json(out / "run.json", state)
+    again = command("run", "--recipe", "smoke", "--out", str(out))
+    assert again.returncode == 0 and again.stdout.count("done before") == len(NOTEBOOKS) - 1
+    other = command("run", "--recipe", "smoke", "--out", str(out), "--seed", "7")
+    assert "done before" not in other.stdout and other.returncode == 1  # the stages' folders hold the runs of seed 0, and say so
+    assert re.search(r"holds a run with other inputs \(seed: 0 -> 7", other.stdout + other.stderr)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_notebook_refuses_an_unknown_parameter(path):
+    """By the set-up cell's own words: the names it checks are those of the tagged cell."""
+    code = "\n".join("".join(c["source"]) for c in config.read_json(path)["cells"] if c["cell_type"] == "code")
+    checked = re.search(r"config\.parameters\(globals\(\), (\[.*?\])\)", code, re.S)
+    assert checked and json.loads(checked[1].replace("'", '"')) == cli.knobs(path)
+
+
+def test_a_misspelt_parameter_stops_a_notebook_before_it_works(tmp_path):
+    job = alone("06_stage1_flan.ipynb", tmp_path, ("stpes", 2))
+    assert job.returncode and "no parameter of this notebook named 'stpes'; did you mean 'steps'?" in job.stderr
+    assert not (tmp_path / "stage1_flan").exists()
+    job = alone("06_stage1_flan.ipynb", tmp_path, ("recipe", "smok"))
+    assert job.returncode and "no recipe named 'smok'; did you mean 'smoke'?" in job.stderr
+
+
+def test_knobs_reach_the_work(tmp_path):
+    job = alone("06_stage1_flan.ipynb", tmp_path, ("steps", 2), ("lr", 2e-4), ("seed", 3))
+    assert job.returncode == 0, job.stderr[-2000:]
+    made = config.read_json(tmp_path / "stage1_flan" / "config.json")
+    assert (made["steps"], made["lr"], made["seed"]) == (2, 2e-4, 3)
+    assert len((tmp_path / "stage1_flan" / "metrics.jsonl").read_text().splitlines()) == 2

@@ -1,0 +1,69 @@
+"""What the README says is so: its numbers come from the recorded run, its map is that of the folders, its commands exist."""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+
+import pytest
+from conftest import ROOT
+
+from orcalab import __main__ as cli, config, recipes
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def laptop():
+    """benchmarks/laptop.py as a module."""
+    spec = importlib.util.spec_from_file_location("laptop", ROOT / "benchmarks" / "laptop.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_recorded_run_is_told_as_it_was(laptop):
+    runs = config.read_json(laptop.RECORD)
+    assert laptop.put(README, runs) == README
+    assert laptop.figure(runs) == laptop.FIGURE.read_text(encoding="utf-8")
+
+
+def test_the_recorded_run_is_of_this_recipe_and_holds_what_is_claimed(laptop):
+    recipe, runs = recipes.laptop(), config.read_json(laptop.RECORD)
+    assert len(runs) >= 2 and len({r["seed"] for r in runs}) == len(runs)
+    for r in runs:
+        assert [(s["name"], s["steps"]) for s in r["stages"]] == [(s.name, s.steps) for s in recipe.stages]
+        assert set(r["difference"]["by_task"]) == {t.name for t in recipe.tasks} and r["scores"][0]["questions"] == 50 * len(recipe.tasks)
+        assert r["difference"]["low"] > 0 and r["over_base"]["macro"] > r["difference"]["macro"]
+        score = {s["student"]: s for s in r["scores"]}
+        for t, d in r["difference"]["by_task"].items():
+            assert d == pytest.approx(score["stage3_gpt4"]["by_task"][t] - score["answer_only"]["by_task"][t])
+
+
+def test_the_two_commands_stand_on_lines_of_their_own():
+    assert re.findall(r"^(pip install .*)$", README, re.M)[:2] == [
+        'pip install -c constraints.txt -e . && orcalab run', 'pip install -c constraints.txt -e ".[test]" && pytest']
+
+
+def test_every_command_of_the_readme_is_one_that_the_package_knows():
+    found = [shlex.split(line, comments=True) for line in re.findall(r"^(?:\$ )?(orcalab \w+.*)$", README, re.M)]
+    assert len(found) >= 4
+    for words in found:
+        given = cli.arguments(words[2:])  # raises for a parameter that does not exist
+        assert words[1] in cli.VERBS and given.get("recipe", "laptop") in recipes.RECIPES
+
+
+def test_every_link_leads_somewhere():
+    links = re.findall(r"\]\((?!https?:|#)([^)]+)\)", README)
+    assert len(links) >= 14 and [x for x in links if not (ROOT / x.split("#")[0]).exists()] == []
+
+
+def test_the_map_names_every_notebook_and_every_room():
+    assert set(re.findall(r"notebooks/(\w+\.ipynb)", README)) == {p.name for p in (ROOT / "notebooks").glob("*.ipynb")}
+    assert {f"`{p.stem}`" for p in (ROOT / "orcalab").glob("[a-z]*.py")} <= set(re.findall(r"`\w+`", README))
+
+
+def test_ci_runs_the_readmes_test_command():
+    pattern = re.search(r"command=\$\(sed -n '(.*)' README\.md\)", (ROOT / ".ci" / "run").read_text())[1]
+    said = subprocess.run(["sed", "-n", pattern, str(ROOT / "README.md")], capture_output=True, text=True, check=True).stdout
+    assert said == 'pip install -c constraints.txt -e ".[test]" && pytest\n'
