@@ -78,19 +78,25 @@ def run(recipe="laptop", **given):
     code = config.digest([p.read_text(encoding="utf-8") for p in sorted(Path(orcalab.__file__).parent.glob("*.py"))])
     state_file = out / "run.json"
     state = config.read_json(state_file) if state_file.exists() else {}
-    begun = time.time()
+    begun, jobs, made = time.time(), [], []
     print(f"recipe {recipe}, seed {rec.seed}: {len(paths)} notebooks -> {out}", flush=True)
-    before = []
     for n, path in enumerate(paths, 1):
         values = {"recipe": recipe, "seed": rec.seed, "out": str(out.resolve()), **given}
         values = {k: v for k, v in values.items() if k in have[path]}
-        before.append([path.read_text(encoding="utf-8"), values])
-        seal = config.digest([before, code])
-        label = f"[{n:>2}/{len(paths)}] {path.stem:<22}"
+        made.append([path.read_text(encoding="utf-8"), values])
+        seal, label = config.digest([made, code]), f"[{n:>2}/{len(paths)}] {path.stem:<22}"
         if state.get(path.stem, {}).get("seal") == seal:
             print(f"{label} done before ({clock(state[path.stem]['seconds'])})", flush=True)
-            continue
-        seconds = execute(path, out / "notebooks" / path.name, values, label, begun)
+        else:
+            jobs.append((path, out / "notebooks" / path.name, values, label, seal))
+    ready = worker(jobs[0][1]) if jobs else None
+    for n, (path, target, values, label, seal) in enumerate(jobs, 1):
+        job, ready = ready, worker(jobs[n][1]) if n < len(jobs) else None
+        try:
+            seconds = execute(job, path, target, values, label, begun)
+        finally:
+            if sys.exc_info()[0] and ready:
+                ready.kill()
         state[path.stem] = {"seal": seal, "seconds": seconds}
         config.write_json(state_file, state)
     page = write_report(rec)
@@ -98,32 +104,38 @@ def run(recipe="laptop", **given):
     print(f"next: open that page, or: jupyter lab {out / 'notebooks' / paths[-1].name}")
 
 
-def execute(path, target, values, label, begun):
-    """Execute one notebook in its own process, showing what happens inside; return its seconds."""
+def worker(target):
+    """Start a process that loads papermill and waits to be told what to execute; the next one loads while this one works."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    code = "import json, sys; from papermill import execute_notebook; job = sys.stdin.readline(); job and execute_notebook(**json.loads(job))"
+    env = {**os.environ, "ORCALAB_PROGRESS": str(target.with_suffix(".progress").resolve()), "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+           "PYTHONPATH": os.pathsep.join([str(Path(orcalab.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
+    with open(target.with_suffix(".log"), "w", encoding="utf-8") as log:
+        return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=log, stderr=log, env=env, text=True)
+
+
+def execute(job, path, target, values, label, begun):
+    """Let a worker execute one notebook, showing what happens inside; return its seconds."""
     inside, log = target.with_suffix(".progress"), target.with_suffix(".log")
     inside.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "papermill", str(path.resolve()), str(target.resolve()), "--no-progress-bar",
-               "--kernel", "python3", "--cwd", str(path.parent.resolve()), "-y", json.dumps(values)]
-    env = {**os.environ, "ORCALAB_PROGRESS": str(inside.resolve()), "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-           "PYTHONPATH": os.pathsep.join([str(Path(orcalab.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
     started, spoken, terminal = time.time(), time.time(), sys.stdout.isatty()
-    with open(log, "w", encoding="utf-8") as errors:
-        job = subprocess.Popen(command, stdout=errors, stderr=errors, env=env)
-        try:
-            while job.poll() is None:
-                time.sleep(0.2)
-                text = f"{label} {clock(time.time() - started)}  {glance(inside)}"
-                if terminal:
-                    print(f"\r\x1b[K{text[:os.get_terminal_size().columns - 1]}", end="", flush=True)
-                elif time.time() - spoken > 30:
-                    spoken = time.time()
-                    print(text, flush=True)
-        finally:
-            if job.poll() is None:
-                job.terminate()
-                job.wait(20)
-    inside.unlink(missing_ok=True)
+    try:
+        print(json.dumps({"input_path": str(path.resolve()), "output_path": str(target.resolve()), "parameters": values,
+                          "kernel_name": "python3", "progress_bar": False, "request_save_on_cell_execute": False,
+                          "shutdown_kernel": "immediate", "cwd": str(path.parent.resolve())}), file=job.stdin, flush=True)
+        while job.poll() is None:
+            time.sleep(0.1)
+            text = f"{label} {clock(time.time() - started)}  {glance(inside)}"
+            if terminal:
+                print(f"\r\x1b[K{text[:os.get_terminal_size().columns - 1]}", end="", flush=True)
+            elif time.time() - spoken > 30:
+                spoken = time.time()
+                print(text, flush=True)
+    finally:
+        if job.poll() is None:
+            job.terminate()
+            job.wait(20)
+        inside.unlink(missing_ok=True)
     seconds = time.time() - started
     if job.returncode:
         tail = log.read_text(encoding="utf-8").strip()[-1800:]

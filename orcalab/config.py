@@ -40,10 +40,11 @@ class RowError(ValueError):
 
 
 def nearest(word, options):
-    """Return "; did you mean 'x'?" for the nearest of `options`, or the list of them."""
+    """Return "; did you mean 'x'?" for the nearest of `options`, or the first dozen of them."""
     options = [str(o) for o in options]
     close = difflib.get_close_matches(str(word), options, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(options)}"
+    more = f" and {len(options) - 12} more" if len(options) > 12 else ""
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(options[:12])}{more}"
 
 
 def choose(word, options, what):

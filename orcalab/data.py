@@ -160,11 +160,12 @@ def dress(row, cfg, rng, shots=()):
         return f"{r.explanation}\n{FINAL} {r.answer}" if r.explanation else r.messages[-1]["content"]
 
     item = asdict(row)
-    if row.answer and len(row.messages) == 2:
-        user = row.messages[0]["content"]
+    turns = [m for m in row.messages if m["role"] != "system"]
+    if row.answer and [m["role"] for m in turns] == ["user", "assistant"]:
+        user = turns[0]["content"]
         if shots and rng.random() < cfg.few_shot:
-            user = "\n\n".join(f"{s.messages[0]['content']}\n{reply(s)}" for s in shots) + f"\n\n{user}"
-        item["messages"] = [{"role": "user", "content": user}, {"role": "assistant", "content": reply(row)}]
+            user = "\n\n".join(f"{s.messages[-2]['content']}\n{reply(s)}" for s in shots) + f"\n\n{user}"
+        item["messages"] = row.messages[:-2] + [{"role": "user", "content": user}, {"role": "assistant", "content": reply(row)}]
     if cfg.system == "empty":
         item = set_system(item, "")
     elif cfg.system == "none":

@@ -132,6 +132,8 @@ def pack(examples, packs, seq_len, pad_id=0):
                  np.zeros(shape, np.int32), np.full(shape, -1, np.int32))
     for p, members in enumerate(packs):
         at = 0
+        if (total := sum(len(examples[i][0]) for i in members)) > seq_len:
+            raise ValueError(f"pack {p} would hold {total} tokens; seq_len is {seq_len}")
         for s, i in enumerate(members):
             ids, mask = (np.asarray(x, np.int32) for x in examples[i])
             end = at + len(ids)

@@ -9,12 +9,12 @@ from orcalab.config import Config, Recipe, Task, change, choose
 # that is one look-up or one inference away should need no explanation (direct); an answer that needs a
 # result of a result cannot be had in one pass of 30 layers, so there the steps have to be written down.
 TASKS = (
-    Task("leg_counting", "recall-reason-generate", {"min_animals": 2, "max_animals": 4, "min_instances": 1, "max_instances": 6},
-         False, "two to four facts to recall, as many products, then a running sum"),
-    Task("chain_sum", "step-by-step", {"min_terms": 5, "max_terms": 6, "min_digits": 1, "max_digits": 1},
-         False, "four or five additions, each needing the one before"),
-    Task("calendar_arithmetic", "recall-then-generate", {"tasks": ["weekday_offset"], "offset_upper_bound": 20},
-         False, "a rule to recall (seven days a week), a remainder, then counting on or back"),
+    Task("leg_counting", "recall-reason-generate", {"min_animals": 2, "max_animals": 3, "min_instances": 1, "max_instances": 5},
+         False, "two or three facts to recall, as many products, then their sum"),
+    Task("chain_sum", "step-by-step", {"min_terms": 4, "max_terms": 5, "min_digits": 1, "max_digits": 1},
+         False, "three or four additions, each needing the one before"),
+    Task("calendar_arithmetic", "recall-then-generate", {"tasks": ["weekday_offset"], "offset_upper_bound": 12},
+         False, "the order of the days to recall, then counting on or back one by one"),
     Task("simple_equations", "step-by-step", {"min_terms": 2, "max_terms": 2, "min_value": 1, "max_value": 9},
          False, "two operations to undo, the second on the result of the first"),
     Task("needle_haystack", "extract-generate", {"min_num_statements": 4, "max_num_statements": 6},
@@ -39,7 +39,7 @@ def laptop():
                   lr=3e-4, stream=1)
     chatgpt = replace(flan, name="stage2_chatgpt", start="stage1_flan", answers="explained", system="orca1", few_shot=0.0,
                       steps=108, stream=2)
-    gpt4 = replace(chatgpt, name="stage3_gpt4", start="stage2_chatgpt", system="cautious", steps=68, stream=3)
+    gpt4 = replace(chatgpt, name="stage3_gpt4", start="stage2_chatgpt", system="cautious", steps=68, lr=1.5e-4, stream=3)
     control = replace(gpt4, name="answer_only", answers="gold")
     return Recipe(name="laptop", base="smollm2-135m", stages=(flan, chatgpt, gpt4, control), tasks=TASKS)
 

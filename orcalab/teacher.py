@@ -63,11 +63,9 @@ def _simple_equations(meta):
 def _calendar_arithmetic(meta):
     from datetime import date, timedelta
     start, days = date.fromisoformat(meta["start_date"]), meta["offset_days"]
-    weeks, rest = divmod(abs(days), 7)
     step = timedelta(days=1 if days > 0 else -1)
-    names = [f"{i} {start + step * i:%A}" for i in range(1, rest + 1)] or ["0"]
-    return (f"A week has 7 days. {abs(days)} = {weeks} x 7 + {rest}.\n"
-            f"{'On' if days > 0 else 'Back'} from {start:%A}: {', '.join(names)}.")
+    names = [f"{i} {start + step * i:%A}" for i in range(1, abs(days) + 1)]
+    return f"{'On' if days > 0 else 'Back'} from {start:%A}: {', '.join(names)}."
 
 
 def _needle_haystack(meta, question):
@@ -77,8 +75,8 @@ def _needle_haystack(meta, question):
 
 
 # One writer per task whose strategy explains; a task answered directly needs none.
-WRITERS = {"leg_counting": _leg_counting, "chain_sum": _chain_sum, "simple_equations": _simple_equations,
-           "calendar_arithmetic": _calendar_arithmetic, "needle_haystack": _needle_haystack}
+WRITERS = {"leg_counting": _leg_counting, "chain_sum": _chain_sum, "calendar_arithmetic": _calendar_arithmetic,
+           "simple_equations": _simple_equations, "needle_haystack": _needle_haystack}
 
 
 def explain(task, entry):
