@@ -67,7 +67,8 @@ def run(recipe="laptop", **given):
     Leaves executed copies in `<out>/notebooks`, `<out>/report.html`, and a table on the terminal.
 
     Raises:
-        ValueError: a parameter that no notebook has. SystemExit: a notebook failed.
+        ValueError: a parameter that no notebook has, or `out` holds a run with other settings.
+        SystemExit: a notebook failed.
     """
     rec = recipes.get(recipe, **{k: v for k, v in given.items()})
     folder, out = notebooks(), Path(rec.out)
@@ -75,6 +76,11 @@ def run(recipe="laptop", **given):
     have = {p: knobs(p) for p in paths}
     for name in given:
         config.choose(name, sorted({k for names in have.values() for k in names}), "parameter of the notebooks")
+    for cfg in rec.stages:  # before the first notebook works for minutes, only to be refused by a later one
+        old = config.read_json(cfg.folder / "config.json") if (cfg.folder / "config.json").exists() else {}
+        new = {k: v for k, v in config.to_json(cfg).items() if k not in ("out", "save_every", "device")}
+        if changed := ", ".join(f"{k}: {old[k]!r} -> {v!r}" for k, v in new.items() if k in old and old[k] != v):
+            raise ValueError(f"{cfg.folder} holds a run with other inputs ({changed}); choose another out, or delete that folder")
     code = config.digest([p.read_text(encoding="utf-8") for p in sorted(Path(orcalab.__file__).parent.glob("*.py"))])
     state_file = out / "run.json"
     state = config.read_json(state_file) if state_file.exists() else {}

@@ -75,8 +75,8 @@ def test_a_second_run_skips_what_is_done_and_another_seed_does_not(corridor):
     again = command("run", "--recipe", "smoke", "--out", str(out))
     assert again.returncode == 0 and again.stdout.count("done before") == len(NOTEBOOKS) - 1
     other = command("run", "--recipe", "smoke", "--out", str(out), "--seed", "7")
-    assert "done before" not in other.stdout and other.returncode == 1  # the stages' folders hold the runs of seed 0, and say so
-    assert re.search(r"holds a run with other inputs \(seed: 0 -> 7", other.stdout + other.stderr)
+    assert (other.returncode, other.stdout) == (2, "")  # refused before the first notebook, not by the seventh
+    assert re.search(r"stage1_flan holds a run with other inputs \(seed: 0 -> 7\)", other.stderr)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

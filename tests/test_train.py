@@ -203,7 +203,7 @@ def test_a_finished_run_is_read_and_not_repeated(stage):
 def test_a_changed_setting_is_refused_by_name(stage, recipe, tokenizer):
     cfg, prepared = stage()
     train.train(cfg, prepared)
-    with pytest.raises(ValueError, match=r"holds a run with other inputs \(lr: 0.0006 -> 0.001\); choose another out, or delete that folder"):
+    with pytest.raises(ValueError, match=rf"holds a run with other inputs \(lr: {cfg.lr} -> 0.001\); choose another out, or delete that folder"):
         train.train(replace(cfg, lr=1e-3), prepared)
     other = teacher.prepare(recipe, replace(cfg, answers="gold"), tokenizer)
     with pytest.raises(ValueError, match="data: 'stage2_chatgpt-.*' -> 'stage2_chatgpt-"):
