@@ -1,2 +1,18 @@
-"""orcalab: the missing workbook of Orca 2."""
+"""orcalab: the missing workbook of Orca 2. The map, one room a file:
+
+config      words, flat dataclasses that check themselves
+strategies  system messages: Orca 1's sixteen, the cautious one, one per strategy; erase
+chatml      messages -> (ids, mask), injection-safe
+packing     lengths -> plan -> packs
+data        read, check, dress; rows -> examples on disk
+teacher     the procedural teacher: questions of reasoning_gym, answers worked out by a program
+model       base models, attention that keeps packed examples apart, loss on targets
+recipes     laptop and smoke: functions returning stages
+train       preflight, loop, checkpoints, metrics.jsonl
+generate    answers, many side by side
+evaluate    held-out questions, scores with intervals, paired comparison
+show        figures, token views, the report
+progress    bars, plain lines, time left
+__main__    the command line: orcalab run | train | prepare | evaluate
+"""
 __version__ = "0.1.0"

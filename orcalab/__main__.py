@@ -3,6 +3,7 @@
 import html
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -70,7 +71,7 @@ def run(recipe="laptop", **given):
         ValueError: a parameter that no notebook has, or `out` holds a run with other settings.
         SystemExit: a notebook failed.
     """
-    rec = recipes.get(recipe, **{k: v for k, v in given.items()})
+    rec = recipes.get(recipe, **given)
     folder, out = notebooks(), Path(rec.out)
     paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     have = {p: knobs(p) for p in paths}
@@ -307,6 +308,7 @@ def main(words=None):
         return 0
     try:
         verb = config.choose(words[0], VERBS, "verb")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop ends the notebook too, as Ctrl-C does
         if {"-h", "--help"} & set(words[1:]):
             print(usage())
             return 0

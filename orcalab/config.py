@@ -150,7 +150,7 @@ class Recipe:
     seed: int = 0  # seeds rows, plans and order of every stage
     questions: int = 50  # held-out questions per task
     grid: int = 10  # held-out questions per task in the strategy grid
-    max_new_tokens: int = 160  # longest answer, in tokens
+    max_new_tokens: int = 120  # longest answer, in tokens
     eval_batch: int = 50  # answers generated side by side
     out: str = "runs"  # folder that holds the stages' folders
     stages: tuple = ()  # configs, in order

@@ -1,6 +1,7 @@
 """Answers: greedy decoding of many conversations side by side; finished ones leave the batch."""
 
 from dataclasses import dataclass
+from os.path import commonprefix
 
 import torch
 
@@ -33,11 +34,11 @@ class Student:
         messages = [] if system is None else [{"role": "system", "content": system}]
         return chatml.encode([*messages, {"role": "user", "content": question}], self.tokenizer, reply=True)[0]
 
-    def ask(self, question, system="", max_new_tokens=160):
+    def ask(self, question, system="", max_new_tokens=120):
         """Answer one question."""
         return self.answer([self.prompt(question, system)], max_new_tokens)[0]
 
-    def answer(self, prompts, max_new_tokens=160, batch_size=50, what=""):
+    def answer(self, prompts, max_new_tokens=120, batch_size=50, what=""):
         """Answer many prompts greedily, longest first, and return Answers in the order asked.
 
         Args:
@@ -66,14 +67,23 @@ class Student:
 
     @torch.inference_mode()
     def _decode(self, prompts, max_new_tokens):
-        """Greedy ids of each prompt, end token included; rows that ended are taken out of the cache."""
-        device, width = self.model.device, max(map(len, prompts))
+        """Greedy ids of each prompt, end token included; rows that ended are taken out of the cache.
+
+        What all prompts begin with (their system message) is read once.
+        """
+        device, shared, cache = self.model.device, len(commonprefix(prompts)), None
+        shared = min(shared, min(map(len, prompts)) - 1) if len(prompts) > 1 else 0
+        if shared:
+            cache = self.model(input_ids=torch.tensor([prompts[0][:shared]], device=device), use_cache=True, logits_to_keep=1).past_key_values
+            cache.batch_repeat_interleave(len(prompts))
+        width = max(map(len, prompts)) - shared
         ids = torch.full((len(prompts), width), self.tokenizer.pad_token_id, device=device)
         mask = torch.zeros_like(ids)
         for r, p in enumerate(prompts):
-            ids[r, width - len(p):], mask[r, width - len(p):] = torch.tensor(p, device=device), 1
-        position = (mask.cumsum(1) - 1).clamp(min=0)
-        new, alive, cache = [[] for _ in prompts], torch.arange(len(prompts), device=device), None
+            ids[r, width + shared - len(p):], mask[r, width + shared - len(p):] = torch.tensor(p[shared:], device=device), 1
+        position = (mask.cumsum(1) - 1).clamp(min=0) + shared
+        mask = torch.cat([mask.new_ones(len(prompts), shared), mask], 1)
+        new, alive = [[] for _ in prompts], torch.arange(len(prompts), device=device)
         ends = torch.tensor(self.ends, device=device)
         for _ in range(max_new_tokens):
             out = self.model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache,

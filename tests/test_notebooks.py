@@ -1,16 +1,17 @@
 """The twelve notebooks run, in order, through the same command that a user types; what is done is not done again."""
 
-import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from conftest import ROOT
 
-from orcalab import __main__ as cli, config
+from orcalab import config
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
@@ -79,14 +80,6 @@ def test_a_second_run_skips_what_is_done_and_another_seed_does_not(corridor):
     assert re.search(r"stage1_flan holds a run with other inputs \(seed: 0 -> 7\)", other.stderr)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_every_notebook_refuses_an_unknown_parameter(path):
-    """By the set-up cell's own words: the names it checks are those of the tagged cell."""
-    code = "\n".join("".join(c["source"]) for c in config.read_json(path)["cells"] if c["cell_type"] == "code")
-    checked = re.search(r"config\.parameters\(globals\(\), (\[.*?\])\)", code, re.S)
-    assert checked and json.loads(checked[1].replace("'", '"')) == cli.knobs(path)
-
-
 def test_a_misspelt_parameter_stops_a_notebook_before_it_works(tmp_path):
     job = alone("06_stage1_flan.ipynb", tmp_path, ("stpes", 2))
     assert job.returncode and "no parameter of this notebook named 'stpes'; did you mean 'steps'?" in job.stderr
@@ -101,3 +94,18 @@ def test_knobs_reach_the_work(tmp_path):
     made = config.read_json(tmp_path / "stage1_flan" / "config.json")
     assert (made["steps"], made["lr"], made["seed"]) == (2, 2e-4, 3)
     assert len((tmp_path / "stage1_flan" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_stopping_the_command_stops_the_notebook_too(name, tmp_path):
+    job = psutil.Popen([sys.executable, "-m", "orcalab", "run", "--recipe", "smoke", "--out", str(tmp_path)], stdout=subprocess.PIPE,
+                       stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    started = time.time()
+    while not [c for c in job.children(recursive=True) if "ipykernel_launcher" in c.cmdline()]:
+        assert time.time() - started < 60 and job.poll() is None
+        time.sleep(0.1)
+    time.sleep(1.5)
+    children = job.children(recursive=True)
+    job.send_signal(getattr(signal, name))
+    assert "the same command goes on" in job.communicate(timeout=30)[1] and job.returncode == 130
+    assert psutil.wait_procs(children, timeout=20)[1] == []
