@@ -246,7 +246,7 @@ def write_report(rec):
     lead, sections = html_lead(rec, records), []
     if scores:
         rows = [[t.name, t.strategy, "yes" if t.direct else "no", t.why] for t in rec.tasks]
-        sections.append(("What each stage taught", [show.macro(scores), show.table(*show.score_rows(scores))]))
+        sections.append(("What each stage taught", [show.macro(scores), show.table(*show.task_rows(scores, rec.tasks))]))
         last = [s for s in scores if s["student"] in ("stage3_gpt4", "answer_only")]
         sections.append(("Which answers need explaining", [
             show.by_task(last), show.table(rows, ["task", "strategy", "should a direct answer do?", "why, written beforehand"])]))
@@ -262,7 +262,7 @@ def write_report(rec):
                  f"{sum(x['tokens'] for x in m) / sum(x['seconds'] for x in m):.0f}"] for s, m in results]
         sections.append(("Loss by stage", [show.loss_curve(*(s.folder for s in trained)),
                          show.table(rows, ["stage", "steps", "tokens", "targets", "first loss", "last loss", "tokens/s"])]))
-        sections.append(("What the stages were trained on", [show.mixture(config.read_json(f / "card.json")) for f in folders]))
+        sections.append(("What the stages were trained on", [show.mixture(*(config.read_json(f / "card.json") for f in folders))]))
     if scores:
         sections.append(("Answers to read", [answers_table(records)]))
     if trained:

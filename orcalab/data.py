@@ -12,7 +12,7 @@ from orcalab import chatml, packing
 from orcalab.config import RowError, choose, digest, nearest, read_json, to_json, write_json
 from orcalab.strategies import FINAL, FLAN_COT, ORCA1, ORCA1_IDS, STRATEGIES, erase, set_system
 
-BUILDER = 1  # raise when the same rows would give other ids: it is part of a prepared folder's name
+BUILDER = 2  # raise when the same rows would give other ids: it is part of a prepared folder's name
 FIELDS = ("messages", "system_prompt", "question", "response", "id", "source", "task", "strategy", "teacher",
           "original_system", "answer", "explanation")
 

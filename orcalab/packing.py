@@ -101,12 +101,8 @@ def plan(lengths, seq_len, packs_needed, method="best_fit", seed=0):
     while len(packs) < packs_needed:
         new = best_fit(lengths, seq_len, seed + epoch) if method == "best_fit" else shuffle_partition(lengths, seq_len, seed + epoch)
         Random(f"{seed}-{epoch}").shuffle(new)
-        surplus = len(packs) + len(new) - packs_needed
-        if surplus > 0:  # of the last epoch, leave out the emptiest packs
-            spare = sorted(range(len(new)), key=lambda p: sum(lengths[i] for i in new[p]))[:surplus]
-            new = [p for n, p in enumerate(new) if n not in set(spare)]
         packs, epoch = packs + new, epoch + 1
-    return packs
+    return packs[:packs_needed]  # shuffled, so chance decides what is left out, not how short an example is
 
 
 def pack(examples, packs, seq_len, pad_id=0):

@@ -69,11 +69,16 @@ def packs(packed, rows=8):
     return fig
 
 
-def mixture(card):
-    """Draw how many rows of a prepared folder belong to each task, coloured by share of targets."""
-    counts = card["by"]["task"]
-    fig = _figure(f"Rows trained on in {card['config']['name']}", "rows", "", height=120 + 34 * len(counts))
-    fig.add_bar(x=list(counts.values()), y=list(counts), orientation="h", marker_color=BLUE)
+def mixture(*cards):
+    """Draw how many rows of each task are trained on, from the cards of prepared folders: one bar a stage."""
+    tasks = sorted({t for c in cards for t in c["by"]["task"]}, reverse=True)
+    name = cards[0]["config"]["name"]
+    fig = _figure("Rows trained on" if len(cards) > 1 else f"Rows trained on in {name}", "rows", "", height=140 + (20 + 14 * len(cards)) * len(tasks),
+                  barmode="group", showlegend=len(cards) > 1)
+    for c in cards:
+        name = c["config"]["name"]
+        fig.add_bar(x=[c["by"]["task"].get(t, 0) for t in tasks], y=tasks, orientation="h", name=NAMES.get(name, name), marker_color=COLOURS.get(name, BLUE))
+    fig.update_layout(legend={"traceorder": "normal", "y": -0.25 + 0.02 * len(tasks)})
     return fig
 
 
@@ -139,9 +144,17 @@ def painter(encode, text):
 # ------------------------------------------------------------------------------------------------ report
 
 def table(rows, head):
-    """Return rows as an HTML table."""
-    cells = lambda values, tag: "".join(f"<{tag}>{html.escape(str(v))}</{tag}>" for v in values)
+    """Return rows as an HTML table: words to the left, numbers to the right, long text wrapped."""
+    right = _numeric(rows, len(head))
+    style = lambda c, v: "" if right[c] else f' class="{"long" if len(str(v)) > 60 else "word"}"'
+    cells = lambda values, tag: "".join(f"<{tag}{style(c, v)}>{html.escape(str(v))}</{tag}>" for c, v in enumerate(values))
     return f"<table><tr>{cells(head, 'th')}</tr>{''.join(f'<tr>{cells(r, chr(116) + chr(100))}</tr>' for r in rows)}</table>"
+
+
+def _numeric(rows, columns):
+    """Tell for each column whether it holds numbers (or nothing) only."""
+    texts = [[str(r[c]).strip() for r in rows] for c in range(columns)]
+    return [any(column) and all(re.match(r"[-+±]?[\d.]|$", v) for v in column) for column in texts]
 
 
 def text_table(rows, head):
@@ -154,7 +167,7 @@ def text_table(rows, head):
     """
     grid = [[str(v) for v in r] for r in [head, *rows]]
     wide = [max(len(r[c]) for r in grid) for c in range(len(head))]
-    number = [any(r[c].strip() for r in grid[1:]) and all(re.match(r"[-+±]?[\d.]|$", r[c].strip()) for r in grid[1:]) for c in range(len(head))]
+    number = _numeric(rows, len(head))
     return "\n".join("  ".join(v.rjust(w) if n else v.ljust(w) for v, w, n in zip(r, wide, number)).rstrip() for r in grid)
 
 
@@ -183,7 +196,7 @@ def task_rows(scores, tasks=()):
 
 STYLE = """body{font:16px/1.6 system-ui,sans-serif;max-width:1060px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;font-size:13px;margin:1em 0;display:block;overflow-x:auto}td,th{padding:5px 9px;
-border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}td:first-child,th:first-child{text-align:left}
+border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}.word,.long{text-align:left}.long{white-space:pre-wrap;min-width:14em}
 h1{font-size:1.7em}h2{margin-top:2em;border-top:1px solid #ddd;padding-top:1em}pre{background:#f5f5f5;padding:1em;
 overflow-x:auto;font-size:12px}nav a{margin-right:1.2em}.big{font-size:1.25em}
 @media(prefers-color-scheme:dark){body{background:#15171a;color:#ddd}td,th{border-color:#444}pre{background:#222}a{color:#7ab8ff}}"""
