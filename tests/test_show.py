@@ -35,7 +35,9 @@ def test_figures_show_the_numbers_they_are_given():
     (heat,) = show.heat(SCORES, "stage3_gpt4").data
     assert list(heat.y) == ["cautious", "empty"] and list(heat.x) == ["x", "y"] and [list(r) for r in heat.z] == [[0.25, 0.75]] * 2
     bar = show.mixture({"by": {"task": {"a": 3, "b": 5}}, "config": {"name": "s"}}).data[0]
-    assert list(bar.x) == [3, 5] and list(bar.y) == ["a", "b"]
+    assert dict(zip(bar.y, bar.x)) == {"a": 3, "b": 5}
+    two = show.mixture(*({"by": {"task": {t: n}}, "config": {"name": t}} for t, n in (("a", 3), ("b", 5))))
+    assert [dict(zip(b.y, b.x)) for b in two.data] == [{"a": 3, "b": 0}, {"a": 0, "b": 5}]
     assert [list(h.x) for h in show.lengths({"stage1_flan": [3, 4], "other": np.array([5])}, seq_len=8).data] == [[3, 4], [5]]
 
 
@@ -55,7 +57,8 @@ def test_tokens_are_escaped_and_marked(tokenizer):
 
 def test_tables_escape_what_a_model_wrote():
     page = show.table([["<img src=x>", 1]], ["a&b", "n"])
-    assert page == "<table><tr><th>a&amp;b</th><th>n</th></tr><tr><td>&lt;img src=x&gt;</td><td>1</td></tr></table>"
+    assert page == ('<table><tr><th class="word">a&amp;b</th><th>n</th></tr>'
+                    '<tr><td class="word">&lt;img src=x&gt;</td><td>1</td></tr></table>')
 
 
 def test_rows_of_the_score_table():
