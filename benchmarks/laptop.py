@@ -54,13 +54,20 @@ def run(seed):
     answers = {s: r for (s, m), r in evaluate.read_answers(out / "answers").items() if m == "cautious"}
     order = [s for s in ["base", *(c.name for c in rec.stages)]]
     stages = [[c.name, show.metrics(c.folder)] for c in rec.stages]
-    return {"seed": seed, "minutes": round((time.time() - begun) / 60, 1), "peak_gib": round(peak / 2**30, 1),
+    return {"seed": seed, "recipe": recipe_digest(), "minutes": round((time.time() - begun) / 60, 1), "peak_gib": round(peak / 2**30, 1),
             "scores": [{"student": s, **evaluate.score(answers[s])} for s in order],
             "difference": evaluate.compare(answers[EXPLAINED], answers[ANSWERS]),
             "over_base": evaluate.compare(answers[EXPLAINED], answers["base"]),
             "stages": [{"name": n, "steps": len(m), "tokens": sum(x["tokens"] for x in m), "targets": sum(x["targets"] for x in m),
                         "tokens_per_s": round(sum(x["tokens"] for x in m) / sum(x["seconds"] for x in m))} for n, m in stages],
             "printed": [x for x in printed.replace(str(HERE.parent) + "/", "").splitlines() if "left" not in x]}
+
+
+def recipe_digest():
+    """Digest what the laptop recipe trains and asks; a recorded run of another recipe is not this one's."""
+    rec = recipes.laptop()
+    stages = [{k: v for k, v in config.to_json(s).items() if k not in ("out", "seed")} for s in rec.stages]
+    return config.digest([stages, [[t.name, t.strategy, t.settings, t.direct] for t in rec.tasks], rec.questions, rec.max_new_tokens, rec.base])
 
 
 def points(c):
@@ -70,7 +77,7 @@ def points(c):
 def block(runs):
     """Return the README's Markdown on the recorded runs."""
     first = runs[0]
-    text = ["```text", "$ orcalab run", *first["printed"], "```", "",
+    text = ["```text", f"$ orcalab run --seed {first['seed']} --out runs/recorded-{first['seed']}", *first["printed"], "```", "",
             "| seed | base model | explained, strategy erased | answers only | explained minus answers | minutes | peak memory |",
             "|---|---|---|---|---|---|---|"]
     for r in runs:
@@ -78,9 +85,11 @@ def block(runs):
         text.append(f"| {r['seed']} | {s['base']['macro']:.1%} | {s[EXPLAINED]['macro']:.1%} | {s[ANSWERS]['macro']:.1%} | {points(r['difference'])} "
                     f"| {r['minutes']} | {r['peak_gib']} GiB |")
     s = {x["student"]: x for x in first["scores"]}
+    both = [next(x for x in first["stages"] if x["name"] == n) for n in (EXPLAINED, ANSWERS)]
     lost = [t for t, d in first["difference"]["by_task"].items() if d < 0]
     text += ["", f"Macro accuracy over {len(s['base']['by_task'])} tasks, {s['base']['questions']} held-out questions a student; in brackets the 95 % interval of a "
-             f"paired bootstrap. Both students start from the same checkpoint and are trained for as many tokens. "
+             f"paired bootstrap. Both students start from the same checkpoint and are trained for as many tokens ({both[0]['tokens']:,} and "
+             f"{both[1]['tokens']:,}; of these {both[0]['targets']:,} and {both[1]['targets']:,} are learned, since a bare answer is short). "
              + (f"Explaining loses on {', '.join(lost)} (seed {first['seed']}). " if lost else "Explaining loses on no task. ")
              + f"Over the base model, explained answers are worth {points(first['over_base'])}.",
              "", "![accuracy per task, answers only against explained and erased](benchmarks/laptop.svg)"]

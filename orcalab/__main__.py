@@ -75,24 +75,22 @@ def run(recipe="laptop", **given):
     folder, out = notebooks(), Path(rec.out)
     paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     have = {p: knobs(p) for p in paths}
-    for name in given:
-        config.choose(name, sorted({k for names in have.values() for k in names}), "parameter of the notebooks")
-    for cfg in rec.stages:  # before the first notebook works for minutes, only to be refused by a later one
-        old = config.read_json(cfg.folder / "config.json") if (cfg.folder / "config.json").exists() else {}
-        new = {k: v for k, v in config.to_json(cfg).items() if k not in ("out", "save_every", "device")}
-        if changed := ", ".join(f"{k}: {old[k]!r} -> {v!r}" for k, v in new.items() if k in old and old[k] != v):
-            raise ValueError(f"{cfg.folder} holds a run with other inputs ({changed}); choose another out, or delete that folder")
+    common = set.intersection(*(set(names) for p, names in have.items() if "_stage" in p.stem))
+    for name in given:  # a knob of one notebook alone would change less than it says
+        config.choose(name, sorted(common), "parameter of every stage's notebook")
+    refuse_other_inputs(rec.stages)
     code = config.digest([p.read_text(encoding="utf-8") for p in sorted(Path(orcalab.__file__).parent.glob("*.py"))])
     state_file = out / "run.json"
     state = config.read_json(state_file) if state_file.exists() else {}
     begun, jobs, made = time.time(), [], []
     print(f"recipe {recipe}, seed {rec.seed}: {len(paths)} notebooks -> {out}", flush=True)
     for n, path in enumerate(paths, 1):
-        values = {"recipe": recipe, "seed": rec.seed, "out": str(out.resolve()), **given}
+        values = {**given, "recipe": recipe, "seed": rec.seed, "base": rec.base, "out": str(out.resolve())}  # a notebook works in its own folder
         values = {k: v for k, v in values.items() if k in have[path]}
         made.append([path.read_text(encoding="utf-8"), values])
         seal, label = config.digest([made, code]), f"[{n:>2}/{len(paths)}] {path.stem:<22}"
-        if state.get(path.stem, {}).get("seal") == seal:
+        done = state.get(path.stem, {})
+        if done.get("seal") == seal and (out / "notebooks" / path.name).exists() and set(done["stages"]) <= finished(rec):
             print(f"{label} done before ({clock(state[path.stem]['seconds'])})", flush=True)
         else:
             jobs.append((path, out / "notebooks" / path.name, values, label, seal))
@@ -104,11 +102,25 @@ def run(recipe="laptop", **given):
         finally:
             if sys.exc_info()[0] and ready:
                 ready.kill()
-        state[path.stem] = {"seal": seal, "seconds": seconds}
+        state[path.stem] = {"seal": seal, "seconds": seconds, "stages": sorted(finished(rec))}
         config.write_json(state_file, state)
     page = write_report(rec)
     print(f"\n{finding(rec)}\n\n{page} ({clock(time.time() - begun)} in all)")
     print(f"next: open that page, or: jupyter lab {out / 'notebooks' / paths[-1].name}")
+
+
+def finished(rec):
+    """Return the names of the stages that are trained."""
+    return {s.name for s in rec.stages if (s.folder / "results.json").exists() and (s.folder / "model" / "config.json").exists()}
+
+
+def refuse_other_inputs(stages):
+    """Raise before anything works for minutes if a stage's folder holds a run with other settings."""
+    for cfg in stages:
+        old = config.read_json(cfg.folder / "config.json") if (cfg.folder / "config.json").exists() else {}
+        new = {k: v for k, v in config.to_json(cfg).items() if k not in ("out", "save_every", "device")}
+        if changed := ", ".join(f"{k}: {old[k]!r} -> {v!r}" for k, v in new.items() if k in old and old[k] != v):
+            raise ValueError(f"{cfg.folder} holds a run with other inputs ({changed}); choose another out, or delete that folder")
 
 
 def worker(target):
@@ -169,15 +181,16 @@ def train(recipe="laptop", stage=None, **given):
     from orcalab import model as models, teacher, train as trainer
     rec = recipes.get(recipe, **given)
     stages = [rec.stage(stage)] if stage else list(rec.stages)
-    ready = []
-    tokenizer = models.load_tokenizer(rec.base)
+    refuse_other_inputs(stages)
+    for cfg in stages:
+        if cfg.start not in ("base", *(s.name for s in stages)) and cfg.start not in finished(rec):
+            raise ValueError(f"{cfg.name} starts from {cfg.start}, which is not trained yet: no {rec.stage(cfg.start).folder / 'model'}")
+    ready, tokenizer = [], models.load_tokenizer(rec.base)
     for cfg in stages:  # every row of every stage is read and proved before anything is trained
         ready.append(teacher.prepare(rec, cfg, tokenizer))
         describe(ready[-1])
     for cfg, prepared in zip(stages, ready):
         start = None if cfg.start == "base" else rec.stage(cfg.start).folder / "model"
-        if start and not (start / "config.json").exists():
-            raise ValueError(f"{cfg.name} starts from {cfg.start}, which is not trained yet: no {start}")
         result = trainer.train(cfg, prepared, start)
         print(f"{cfg.name}: loss {result['first_loss']:.3f} -> {result['last_loss']:.3f}, {result['tokens']} tokens, "
               f"{result['tokens_per_s']:.0f} tokens/s", flush=True)
@@ -198,6 +211,8 @@ def describe(prepared):
     card, r = prepared.card, prepared.card["report"]
     print(f"{card['config']['name']}: {r['rows']} rows, {r['tokens']} tokens, {r['targets']} targets; {card['packs']} packs, "
           f"{card['fill']:.1%} full; {r['too_long']} rows dropped and {r['cut']} cut for length ({r['tokens_lost']} tokens lost)", flush=True)
+    if r["as_they_stand"]:
+        print(f"  {r['as_they_stand']} rows name no gold `answer`, so '{card['config']['answers']}' leaves their answers as they stand", flush=True)
 
 
 def evaluate(recipe="laptop", **given):
@@ -207,8 +222,8 @@ def evaluate(recipe="laptop", **given):
     questions = teacher.held_out(rec.tasks, rec.questions)
     for name in ["base", *(s.name for s in rec.stages)]:
         source = rec.base if name == "base" else rec.stage(name).folder / "model"
-        if name == "base" or (source / "config.json").exists():
-            judge.ask(judge.Lazy(source), name, "cautious", questions, Path(rec.out) / "answers", rec)
+        if name == "base" or name in finished(rec):
+            judge.ask(judge.Lazy(source, rec.stages[0].device, rec.stages[0].dtype), name, "cautious", questions, Path(rec.out) / "answers", rec)
     print(write_report(rec))
     print(finding(rec))
 
@@ -241,7 +256,7 @@ def write_report(rec):
     """Write `<out>/report.html` from what lies in the run folders; return its path."""
     from orcalab import evaluate as judge, show
     out = Path(rec.out)
-    trained = [s for s in rec.stages if (s.folder / "metrics.jsonl").exists()]
+    trained = [s for s in rec.stages if s.name in finished(rec)]
     scores, records = cautious(rec)
     lead, sections = html_lead(rec, records), []
     if scores:
@@ -266,15 +281,16 @@ def write_report(rec):
     if scores:
         sections.append(("Answers to read", [answers_table(records)]))
     if trained:
-        sections.append(("Settings and fingerprints", [f"<pre>{html.escape(json.dumps(cards, indent=1))}</pre>"]))
+        sections.append(("Settings and fingerprints", [f"<pre>{html.escape(rec.doc)}</pre>", f"<pre>{html.escape(json.dumps(cards, indent=1))}</pre>"]))
     return show.report(out / "report.html", f"orcalab: recipe {rec.name}, seed {rec.seed}", lead, sections)
 
 
 def html_lead(rec, records):
     """Return the report's first paragraph, its numbers computed from the answers."""
     from orcalab import evaluate as judge
-    said = ("On this recipe a program stands in for GPT-4: it writes the worked answers, so what carries over to real "
-            "teachers is the comparison, not the numbers. ")
+    own = sorted({html.escape(s.rows) for s in rec.stages if s.rows != "procedural"})
+    said = ("On this recipe a program stands in for GPT-4: it writes the worked answers, so what carries over to real teachers is the comparison, "
+            "not the numbers. " if not own else f"Trained on rows from {', '.join(own)}; the held-out questions, if any were asked, are reasoning_gym's. ")
     if not {"stage3_gpt4", "answer_only"} <= set(records):
         return said
     c = judge.compare(records["stage3_gpt4"], records["answer_only"])
@@ -288,7 +304,7 @@ def html_lead(rec, records):
 def answers_table(records):
     """Return the first two answers per task of the last students, side by side, as HTML."""
     from orcalab import show
-    names = [n for n in ("base", "stage3_gpt4", "answer_only") if n in records]
+    names = [n for n in ("base", "stage3_gpt4", "answer_only") if n in records] or list(records)[:1]
     rows = []
     for r in records[names[0]]:
         if r["number"] < 2:

@@ -3,7 +3,7 @@
 The template is ChatML as the Orca 2 model card has it: the prompt ends in `<|im_start|>assistant`, without
 a newline. The newline belongs to the answer, so it is learned, and the chat prompt is a prefix of the
 training ids. Whatever stands in `content`, it is encoded with special tokens switched off: a user who writes
-`<|im_end|>` gets six harmless tokens and not the end of a turn.
+`<|im_end|>` gets harmless plain tokens and not the end of a turn.
 
 >>> from orcalab import model
 >>> tokenizer = model.load_tokenizer("tiny-random")

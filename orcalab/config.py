@@ -35,6 +35,9 @@ CHOICES = {
 }
 
 
+BASES = ("smollm2-135m", "tiny-random")  # base models known by name; others are hub ids or folders
+
+
 class RowError(ValueError):
     """A row that cannot be used; the message starts with file:line."""
 
@@ -138,7 +141,7 @@ class Task:
     strategy: str  # strategy the teacher uses
     settings: dict  # settings of the data set
     direct: bool  # whether a direct answer should do
-    why: str  # reason, written before any comparison was run
+    why: str  # reason, written before the answer-only control was trained
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,8 @@ def check(cfg):
     for name, low in at_least.items():
         if hasattr(cfg, name) and not low <= getattr(cfg, name) < float("inf"):
             raise ValueError(f"{name} must be a number of at least {low}, got {getattr(cfg, name)}")
+    if hasattr(cfg, "base") and "/" not in cfg.base and not Path(cfg.base).is_dir():
+        choose(cfg.base, BASES, "base model")
     if getattr(cfg, "few_shot", 0) > 1:
         raise ValueError(f"few_shot is a share between 0 and 1, got {cfg.few_shot}")
 

@@ -1,6 +1,7 @@
 """Rows in, examples out: read, check, dress for a stage, encode, and keep on disk as a prepared folder."""
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 
 from orcalab import chatml, packing
 from orcalab.config import RowError, choose, digest, nearest, read_json, to_json, write_json
-from orcalab.strategies import FINAL, FLAN_COT, ORCA1, ORCA1_IDS, STRATEGIES, erase, set_system
+from orcalab.strategies import CAUTIOUS, FINAL, FLAN_COT, ORCA1, ORCA1_IDS, STRATEGIES, erase, set_system
 
 BUILDER = 2  # raise when the same rows would give other ids: it is part of a prepared folder's name
 FIELDS = ("messages", "system_prompt", "question", "response", "id", "source", "task", "strategy", "teacher",
@@ -160,9 +161,8 @@ def dress(row, cfg, rng, shots=()):
         return f"{r.explanation}\n{FINAL} {r.answer}" if r.explanation else r.messages[-1]["content"]
 
     item = asdict(row)
-    turns = [m for m in row.messages if m["role"] != "system"]
-    if row.answer and [m["role"] for m in turns] == ["user", "assistant"]:
-        user = turns[0]["content"]
+    if solved(row):
+        user = row.messages[-2]["content"]
         if shots and rng.random() < cfg.few_shot:
             user = "\n\n".join(f"{s.messages[-2]['content']}\n{reply(s)}" for s in shots) + f"\n\n{user}"
         item["messages"] = row.messages[:-2] + [{"role": "user", "content": user}, {"role": "assistant", "content": reply(row)}]
@@ -179,6 +179,11 @@ def dress(row, cfg, rng, shots=()):
     return Row(**item)
 
 
+def solved(row):
+    """Tell whether a row is one question with a known gold answer, so that a stage can choose what is learned of it."""
+    return bool(row.answer) and [m["role"] for m in row.messages if m["role"] != "system"] == ["user", "assistant"]
+
+
 def dressed(rows, cfg):
     """Yield `rows` dressed for a stage; solved examples come from 3 to 5 earlier rows of the same task."""
     rng, earlier = Random(f"{cfg.seed}-{cfg.name}"), {}
@@ -186,8 +191,9 @@ def dressed(rows, cfg):
         pool = earlier.setdefault(row.task, [])
         shots = rng.sample(pool, rng.randint(3, 5)) if cfg.few_shot and len(pool) >= 5 else ()
         yield dress(row, cfg, rng, shots)
-        pool.append(row)
-        del pool[:-50]
+        if solved(row):
+            pool.append(row)
+            del pool[:-50]
 
 
 # --------------------------------------------------------------------------------------------- prepare
@@ -214,7 +220,7 @@ def fingerprint(tokenizer):
                    [chatml.plain(p, tokenizer) for p in probes]])
 
 
-def cut_prompt(row, ids, mask, cfg, tokenizer):
+def cut_prompt(row, cfg, tokenizer):
     """Shorten the question (its beginning goes first) until the example fits; None if the answer alone is too long."""
     content = next((m["content"] for m in row.messages if m["role"] == "user"), "")
     low, high = 0, len(content)
@@ -245,7 +251,7 @@ def build(rows, cfg, tokenizer):
     """
     wanted = cfg.steps * cfg.tokens_per_step * 1.02
     kept, examples, total = [], [], 0
-    report = {"rows": 0, "tokens": 0, "targets": 0, "too_long": 0, "tokens_lost": 0, "cut": 0}
+    report = {"rows": 0, "tokens": 0, "targets": 0, "too_long": 0, "tokens_lost": 0, "cut": 0, "as_they_stand": 0}
     for row in dressed(rows, cfg):
         ids, mask = chatml.encode(row.messages, tokenizer)
         name = row.where or row.id
@@ -254,12 +260,12 @@ def build(rows, cfg, tokenizer):
             if cfg.too_long == "error":
                 raise RowError(f"{over}; choose too_long 'drop' or 'cut_prompt', or a larger seq_len")
             was = len(ids)
-            found = cut_prompt(row, ids, mask, cfg, tokenizer) if cfg.too_long == "cut_prompt" else None
+            found = cut_prompt(row, cfg, tokenizer) if cfg.too_long == "cut_prompt" else None
             report["too_long"] += found is None
             report["cut"] += found is not None
             report["tokens_lost"] += was - (len(found[0][0]) if found else 0)
             if found is None:
-                if report["too_long"] >= 1000 and not kept:  # rows may be endless: not one of a thousand fits
+                if report["too_long"] >= 1000 and not kept and not hasattr(rows, "__len__"):  # endless rows: not one of a thousand fits
                     break
                 continue
             (ids, mask), messages = found
@@ -273,6 +279,7 @@ def build(rows, cfg, tokenizer):
         total += len(ids)
         report["rows"] += 1
         report["targets"] += sum(mask)
+        report["as_they_stand"] += not solved(row)
         if total >= wanted:
             break
     report["tokens"] = total
@@ -296,24 +303,18 @@ def prepare(rows, cfg, tokenizer, folder, origin):
     keys = ("answers", "system", "few_shot", "template", "seq_len", "packing", "too_long", "steps", "batch_size",
             "accum", "seed", "name")
     made_of = {"origin": origin, "tokenizer": fingerprint(tokenizer), "builder": BUILDER,
+               "messages": digest([STRATEGIES, ORCA1, ORCA1_IDS, CAUTIOUS, FINAL]),
                **{k: v for k, v in to_json(cfg).items() if k in keys}}
     target = Path(folder) / f"{cfg.name}-{digest(made_of)}"
     if not target.exists():
         kept, examples, report = build(rows, cfg, tokenizer)
         plan = packing.plan([len(e[0]) for e in examples], cfg.seq_len, cfg.steps * cfg.packs_per_step, cfg.packing, cfg.seed)
         fill = sum(len(examples[i][0]) for p in plan for i in p) / (len(plan) * cfg.seq_len)
-        by = {key: dict(_count(getattr(kept[i], key) for p in plan for i in p)) for key in ("task", "strategy", "teacher")}
+        by = {key: dict(sorted(Counter(getattr(kept[i], key) for p in plan for i in p).items())) for key in ("task", "strategy", "teacher")}
         card = {"config": to_json(cfg), "made_of": made_of, "pad_id": tokenizer.pad_token_id, "report": report,
                 "packs": len(plan), "fill": fill, "by": by}
         _write(target, card, kept, examples, plan)
     return open_prepared(target)
-
-
-def _count(values):
-    out = {}
-    for v in values:
-        out[v] = out.get(v, 0) + 1
-    return sorted(out.items())
 
 
 def _write(target, card, rows, examples, plan):

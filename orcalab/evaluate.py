@@ -52,13 +52,15 @@ def ask(student, name, system, questions, folder, recipe, batch=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     todo = [(t, i, e) for t, entries in questions.items() for i, e in enumerate(entries)]
     source = student.origin["digest"] if hasattr(student, "origin") else student.digest()
-    head = {"asked": digest([[t, i, e["question"]] for t, i, e in todo]), "student": source,
+    head = {"questions": len(todo), "asked": digest([[t, i, e["question"]] for t, i, e in todo]), "student": source,
             "max_new_tokens": recipe.max_new_tokens, "message": digest(message(system))}
     done = []
     if path.exists():
         lines = read_lines(path)
         if lines and lines[0] == head:
             done = lines[1:]
+        else:  # other questions, another student or another limit: what was answered before is kept
+            path.replace(path.with_suffix(f".{digest(lines[:1])}.before"))
     if len(done) == len(todo):
         return done
     if not hasattr(student, "answer"):
@@ -66,9 +68,10 @@ def ask(student, name, system, questions, folder, recipe, batch=None):
     size = batch or recipe.eval_batch
     # longest questions first, so that those answered side by side are alike
     todo.sort(key=lambda q: (-len(q[2]["question"]), q[0], q[1]))
-    with open(path, "w", encoding="utf-8") as f:
-        f.writelines(json.dumps(x, ensure_ascii=False) + "\n" for x in [head, *done])
-        f.flush()
+    side = path.with_suffix(".part")
+    side.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in [head, *done]), encoding="utf-8")
+    side.replace(path)  # without the half line that a kill may have left
+    with open(path, "a", encoding="utf-8") as f:
         from orcalab.progress import Progress
         with Progress(len(todo), f"ask {name} ({system})") as bar:
             bar.resume(len(done))
@@ -183,11 +186,11 @@ def read_lines(path):
 
 
 def read_answers(folder):
-    """Return {(student, system): records} of every answers file in a folder."""
+    """Return {(student, system): records} of every whole answers file in a folder; one that broke off is left out."""
     out = {}
     for path in sorted(Path(folder).glob("*.jsonl")):
-        records = read_lines(path)[1:]
-        if records:
+        head, *records = read_lines(path) or [{}]
+        if records and len(records) == head.get("questions", len(records)):
             out[records[0]["student"], records[0]["system"]] = records
     return out
 

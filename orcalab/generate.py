@@ -26,8 +26,9 @@ class Student:
         device, dtype = models.pick(device, dtype)
         self.model, self.tokenizer, self.origin = models.load(str(source), dtype, device)
         self.model.eval()
-        ends = {self.tokenizer.eos_token_id, chatml.marks(self.tokenizer)[1], self.model.config.eos_token_id}
-        self.ends = sorted(e for e in ends if isinstance(e, int))
+        own = self.model.config.eos_token_id  # one id, several, or none
+        ends = [self.tokenizer.eos_token_id, chatml.marks(self.tokenizer)[1], *(own if isinstance(own, (list, tuple)) else [own])]
+        self.ends = sorted({e for e in ends if e is not None})
 
     def prompt(self, question, system=""):
         """Return the ids of a question under a system message (None: no system turn), reply opened."""

@@ -6,11 +6,12 @@ form, which a language model's never do. What transfers is the comparison (expla
 not), not the numbers.
 """
 
+from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 
 from orcalab import data
-from orcalab.config import choose
+from orcalab.config import choose, digest
 from orcalab.data import Row
 
 TRAIN_STRIDE = 1_000_000  # room between the seeds of two stages; reasoning_gym uses seed + index
@@ -156,8 +157,9 @@ def rows_of(recipe, cfg):
     if cfg.rows == "procedural":
         exclude = frozenset(e["question"].strip() for q in held_out(recipe.tasks, recipe.questions).values() for e in q)
         origin = [[t.name, t.strategy, t.settings] for t in recipe.tasks] + [cfg.seed, cfg.stream, recipe.questions]
+        origin += [version("reasoning-gym"), digest(Path(__file__).read_text(encoding="utf-8"))]  # another writer, other rows
         return procedural(recipe.tasks, cfg.seed, cfg.stream, exclude), origin
-    return data.read(cfg.rows, cfg.seed), data.origin_of(cfg.rows)
+    return data.read(cfg.rows, f"{cfg.seed}-{cfg.stream}"), [*data.origin_of(cfg.rows), cfg.stream]
 
 
 def prepare(recipe, cfg, tokenizer):

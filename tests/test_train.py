@@ -237,7 +237,7 @@ def test_a_learning_rate_that_is_not_a_number():
 
 def test_a_loss_that_is_not_a_number_stops_the_run(stage):
     cfg, prepared = stage(lr=1e30, clip=1e30, warmup=0, steps=6)
-    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step \d; the last whole checkpoint is kept. Lower lr \(1e\+30\)"):
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step \d; lower lr \(1e\+30\), in another out"):
         train.train(cfg, prepared)
     assert not (cfg.folder / "model").exists() and all(math.isfinite(x["loss"]) for x in lines(cfg))
 
@@ -265,6 +265,36 @@ def test_the_preflight_sees_attention_that_leaks(stage, tiny):
     model.set_attn_implementation("leaks")
     with pytest.raises(ValueError, match="packed examples see each other: loss .* packed, .* alone"):
         train.preflight(model, prepared, tokenizer, cfg, cfg.folder)
+
+
+def test_the_preflight_sees_logits_that_are_scaled_elsewhere(stage, tiny):
+    """Granite divides its logits: packed equals alone all the same, so only the model's own forward pass can tell."""
+    from transformers import GraniteConfig, GraniteForCausalLM
+    cfg, prepared = stage()
+    small = {k: getattr(tiny[0].config, k) for k in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                                                     "num_key_value_heads", "max_position_embeddings", "pad_token_id", "eos_token_id", "bos_token_id")}
+    for scale, refused in ((1.0, False), (4.0, True)):
+        torch.manual_seed(0)
+        model = models.isolate(GraniteForCausalLM(GraniteConfig(**small, logits_scaling=scale)))
+        if refused:
+            with pytest.raises(ValueError, match="the first example loses .* here and .* in the model's own forward pass"):
+                train.preflight(model, prepared, tiny[1], cfg, cfg.folder)
+        else:
+            report = train.preflight(model, prepared, tiny[1], cfg, cfg.folder)
+            assert abs(report["loss_own"] - report["loss_alone"]) < 0.5 and report["difference"] < 1e-4
+
+
+def test_lost_metrics_are_not_passed_over(stage):
+    cfg, prepared = stage(steps=4, save_every=2)
+    kept, train.models.save = train.models.save, None  # the run breaks off at its end, behind a checkpoint
+    try:
+        with pytest.raises(TypeError):
+            train.train(cfg, prepared)
+    finally:
+        train.models.save = kept
+    (cfg.folder / "metrics.jsonl").write_text("")
+    with pytest.raises(ValueError, match="metrics.jsonl has 0 lines, the checkpoint is of step 2"):
+        train.train(cfg, prepared)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(stage, tiny):
