@@ -77,7 +77,8 @@ def points(c):
 def block(runs):
     """Return the README's Markdown on the recorded runs."""
     first = runs[0]
-    text = ["```text", f"$ orcalab run --seed {first['seed']} --out runs/recorded-{first['seed']}", *first["printed"], "```", "",
+    lines = [x for x in first["printed"] if "so far" in x or not x.startswith("[")]  # without what was said inside a notebook
+    text = ["```text", f"$ orcalab run --seed {first['seed']} --out runs/recorded-{first['seed']}", *lines, "```", "",
             "| seed | base model | explained, strategy erased | answers only | explained minus answers | minutes | peak memory |",
             "|---|---|---|---|---|---|---|"]
     for r in runs:
