@@ -316,19 +316,19 @@ def answers_table(records):
 def main(words=None):
     """Run the command line; a mistake of the user's ends in one line and exit status 2."""
     words = sys.argv[1:] if words is None else words
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0
-    if words[0] == "--version":
-        print(orcalab.__version__)
-        return 0
     try:
+        if not words or words[0] == "help" or {"-h", "--help"} & set(words):
+            print(usage(), flush=True)
+            return 0
+        if words[0] == "--version":
+            print(orcalab.__version__)
+            return 0
         verb = config.choose(words[0], VERBS, "verb")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop ends the notebook too, as Ctrl-C does
-        if {"-h", "--help"} & set(words[1:]):
-            print(usage())
-            return 0
         {"run": run, "train": train, "prepare": prepare, "evaluate": evaluate}[verb](**arguments(words[1:]))
+    except BrokenPipeError:  # `orcalab --help | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError) as e:
         print(f"orcalab: {e}", file=sys.stderr)
         return 2

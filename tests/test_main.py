@@ -85,6 +85,11 @@ def test_the_command_ends_without_a_traceback():
     assert (job.returncode, job.stdout) == (2, "") and job.stderr == "orcalab: no verb named 'trian'; did you mean 'train'?\n"
 
 
+def test_help_may_be_cut_short_by_its_reader():
+    job = subprocess.run(f"{sys.executable} -m orcalab --help | head -1", shell=True, capture_output=True, text=True, cwd=ROOT)
+    assert job.stdout.startswith("usage: orcalab VERB") and job.stderr == ""
+
+
 def test_knobs_are_the_names_of_the_tagged_cell(tmp_path):
     cells = [{"cell_type": "code", "metadata": {}, "source": ["a = 1\n"]},
              {"cell_type": "code", "metadata": {"tags": ["parameters"]},
