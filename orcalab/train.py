@@ -119,7 +119,7 @@ def preflight(model, prepared, tokenizer, cfg, folder):
     limit = 1e-4 if next(model.parameters()).dtype == torch.float32 else 3e-2
     for i in members:
         data.chatml.prove(*prepared.examples[i], prepared.rows[i].messages, tokenizer)
-    report = {"loss_packed": both, "loss_alone": apart, "loss_own": own, "difference": abs(both - apart), "limit": limit, "leak": leak,
+    report = {"loss_packed": both, "loss_alone": apart, "loss_first": alone[0], "loss_first_own": own, "difference": abs(both - apart), "limit": limit, "leak": leak,
               "targets_of_first_row": tokenizer.decode(data.chatml.learned(*prepared.examples[members[0]]))}
     write_json(folder / "preflight.json", report)
     if report["difference"] > limit or leak > 0:

@@ -281,7 +281,7 @@ def test_the_preflight_sees_logits_that_are_scaled_elsewhere(stage, tiny):
                 train.preflight(model, prepared, tiny[1], cfg, cfg.folder)
         else:
             report = train.preflight(model, prepared, tiny[1], cfg, cfg.folder)
-            assert abs(report["loss_own"] - report["loss_alone"]) < 0.5 and report["difference"] < 1e-4
+            assert abs(report["loss_first_own"] - report["loss_first"]) < 1e-4 and report["difference"] < 1e-4
 
 
 def test_lost_metrics_are_not_passed_over(stage):
