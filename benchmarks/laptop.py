@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from orcalab import config, evaluate, recipes, show
@@ -58,6 +59,8 @@ def run(seed):
             "scores": [{"student": s, **evaluate.score(answers[s])} for s in order],
             "difference": evaluate.compare(answers[EXPLAINED], answers[ANSWERS]),
             "over_base": evaluate.compare(answers[EXPLAINED], answers["base"]),
+            "over_stage2": {s: evaluate.compare(answers[s], answers["stage2_chatgpt"]) for s in (EXPLAINED, ANSWERS)},
+            "one_answer": {t.name: max(Counter(r["answer"] for r in answers[EXPLAINED] if r["task"] == t.name).values()) / rec.questions for t in rec.tasks},
             "stages": [{"name": n, "steps": len(m), "tokens": sum(x["tokens"] for x in m), "targets": sum(x["targets"] for x in m),
                         "tokens_per_s": round(sum(x["tokens"] for x in m) / sum(x["seconds"] for x in m))} for n, m in stages],
             "printed": [x for x in printed.replace(str(HERE.parent) + "/", "").splitlines() if "left" not in x]}
@@ -89,10 +92,15 @@ def block(runs):
     both = [next(x for x in first["stages"] if x["name"] == n) for n in (EXPLAINED, ANSWERS)]
     lost = [t for t, d in first["difference"]["by_task"].items() if d < 0]
     text += ["", f"Macro accuracy over {len(s['base']['by_task'])} tasks, {s['base']['questions']} held-out questions a student; in brackets the 95 % interval of a "
-             f"paired bootstrap. Both students start from the same checkpoint and are trained for as many tokens ({both[0]['tokens']:,} and "
+             f"paired bootstrap. Both students start from stage 2 and are trained for as many tokens ({both[0]['tokens']:,} and "
              f"{both[1]['tokens']:,}; of these {both[0]['targets']:,} and {both[1]['targets']:,} are learned, since a bare answer is short). "
-             + (f"Explaining loses on {', '.join(lost)} (seed {first['seed']}). " if lost else "Explaining loses on no task. ")
-             + f"Over the base model, explained answers are worth {points(first['over_base'])}.",
+             + (f"The explained one scores lower on {', '.join(lost)} (seed {first['seed']}). " if lost else "The explained one scores lower on no task. "),
+             "", f"**What that difference is made of** (seed {first['seed']}). Stage 2 explains already, and gets {s['stage2_chatgpt']['macro']:.1%}. Stage 3 changes that by "
+             f"{points(first['over_stage2'][EXPLAINED])}; training on bare answers instead changes it by {points(first['over_stage2'][ANSWERS])}. So most of the difference is a skill that "
+             f"bare answers undo, and stage 1, which never saw an explanation, stands at {s['stage1_flan']['macro']:.1%}. The base model's {s['base']['macro']:.1%} is a matter of form as "
+             "much as of skill: nobody showed it the form in which answers are read off."
+             + "".join(f" On {t} the explained student gives one and the same answer to {x:.0%} of the questions, so its score there is the share of that answer and no skill."
+                       for t, x in first["one_answer"].items() if x > 0.9),
              "", "![accuracy per task, answers only against explained and erased](benchmarks/laptop.svg)"]
     return "\n".join(text)
 

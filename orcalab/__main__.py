@@ -273,7 +273,7 @@ def write_report(rec):
         cards = [config.read_json(s.folder / "config.json") for s in trained]
         folders = [out / "prepared" / c["seal"]["data"] for c in cards]
         results = [(s, show.metrics(s.folder)) for s in trained]
-        rows = [[s.name, len(m), sum(x["tokens"] for x in m), sum(x["targets"] for x in m), f"{m[0]['loss']:.3f}", f"{m[-1]['loss']:.3f}",
+        rows = [[s.name, len(m), sum(x["tokens"] for x in m), sum(x["targets"] for x in m), *(f"{config.read_json(s.folder / 'results.json')[k]:.3f}" for k in ("first_loss", "last_loss")),
                  f"{sum(x['tokens'] for x in m) / sum(x['seconds'] for x in m):.0f}"] for s, m in results]
         sections.append(("Loss by stage", [show.loss_curve(*(s.folder for s in trained)),
                          show.table(rows, ["stage", "steps", "tokens", "targets", "first loss", "last loss", "tokens/s"])]))
