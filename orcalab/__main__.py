@@ -68,7 +68,7 @@ def run(recipe="laptop", **given):
     Leaves executed copies in `<out>/notebooks`, `<out>/report.html`, and a table on the terminal.
 
     Raises:
-        ValueError: a parameter that no notebook has, or `out` holds a run with other settings.
+        ValueError: a parameter that not every stage's notebook has, or `out` holds a run with other settings.
         SystemExit: a notebook failed.
     """
     rec = recipes.get(recipe, **given)
@@ -111,15 +111,14 @@ def run(recipe="laptop", **given):
 
 def finished(rec):
     """Return the names of the stages that are trained."""
-    return {s.name for s in rec.stages if (s.folder / "results.json").exists() and (s.folder / "model" / "config.json").exists()}
+    return {s.name for s in rec.stages if s.finished}
 
 
 def refuse_other_inputs(stages):
     """Raise before anything works for minutes if a stage's folder holds a run with other settings."""
     for cfg in stages:
         old = config.read_json(cfg.folder / "config.json") if (cfg.folder / "config.json").exists() else {}
-        new = {k: v for k, v in config.to_json(cfg).items() if k not in ("out", "save_every", "device")}
-        if changed := ", ".join(f"{k}: {old[k]!r} -> {v!r}" for k, v in new.items() if k in old and old[k] != v):
+        if changed := ", ".join(f"{k}: {old[k]!r} -> {v!r}" for k, v in cfg.settings.items() if k in old and old[k] != v):
             raise ValueError(f"{cfg.folder} holds a run with other inputs ({changed}); choose another out, or delete that folder")
 
 

@@ -125,6 +125,16 @@ class Config:
         return Path(self.out) / self.name
 
     @property
+    def finished(self):
+        """Whether the run's folder holds a finished run."""
+        return (self.folder / "results.json").exists() and (self.folder / "model" / "config.json").exists()
+
+    @property
+    def settings(self):
+        """What the run's result depends on, as a dictionary: not where it lies, how often it is saved, or on what device."""
+        return {k: v for k, v in to_json(self).items() if k not in ("out", "save_every", "device")}
+
+    @property
     def packs_per_step(self):
         return self.batch_size * self.accum
 

@@ -161,19 +161,13 @@ def save_checkpoint(folder, step, masters, seal):
 
 def seal_of(cfg, prepared, weights, dtype):
     """Return what a run depends on, `weights` being the digest it starts from; a changed part refuses to resume."""
-    settings = {k: v for k, v in to_json(cfg).items() if k not in ("out", "save_every", "device")}
-    return {"config": settings, "data": prepared.folder.name, "weights": weights, "dtype_used": str(dtype)}
+    return {"config": cfg.settings, "data": prepared.folder.name, "weights": weights, "dtype_used": str(dtype)}
 
 
 def difference(old, new):
     """Say in words where two seals differ."""
     flat = [{**s["config"], **{k: s.get(k) for k in ("data", "weights", "dtype_used")}} for s in (old, new)]
     return ", ".join(f"{k}: {flat[0].get(k)!r} -> {v!r}" for k, v in flat[1].items() if flat[0].get(k) != v)
-
-
-def finished(cfg):
-    """Tell whether the run's folder holds a finished run."""
-    return (cfg.folder / "results.json").exists() and (cfg.folder / "model" / "config.json").exists()
 
 
 def train(cfg, prepared, start=None):
@@ -199,7 +193,7 @@ def train(cfg, prepared, start=None):
     if (folder / "config.json").exists() and (old := read_json(folder / "config.json"))["seal"] != seal:
         raise ValueError(f"{folder} holds a run with other inputs ({difference(old['seal'], seal)}); "
                          "choose another out, or delete that folder")
-    if finished(cfg):
+    if cfg.finished:
         return read_json(folder / "results.json")
     model, tokenizer, origin = models.load(start or cfg.base, dtype, device)
     made = prepared.card["made_of"]["tokenizer"]

@@ -179,7 +179,7 @@ def test_a_killed_run_goes_on_bit_for_bit(stage, tmp_path):
     job.kill()  # SIGKILL: nothing is caught, nothing is tidied up
     said = job.communicate()[1].decode()
     assert job.returncode != 0 and train.checkpoints(broken.folder), said[-2000:]
-    assert not train.finished(broken) and not (broken.folder / "model").exists()
+    assert not broken.finished and not (broken.folder / "model").exists()
     (at,) = [config.read_json(p / "state.json")["step"] for p in train.checkpoints(broken.folder)[-1:]]
     assert 0 < at < 60 and at % 6 == 0
     with open(broken.folder / "metrics.jsonl", "a") as f:
