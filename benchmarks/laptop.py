@@ -69,7 +69,7 @@ def run(seed):
 def recipe_digest():
     """Digest what the laptop recipe trains and asks; a recorded run of another recipe is not this one's."""
     rec = recipes.laptop()
-    stages = [{k: v for k, v in config.to_json(s).items() if k not in ("out", "seed")} for s in rec.stages]
+    stages = [{k: v for k, v in s.settings.items() if k != "seed"} for s in rec.stages]
     return config.digest([stages, [[t.name, t.strategy, t.settings, t.direct] for t in rec.tasks], rec.questions, rec.max_new_tokens, rec.base])
 
 

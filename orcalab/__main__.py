@@ -184,7 +184,7 @@ def train(recipe="laptop", stage=None, **given):
     for cfg in stages:
         if cfg.start not in ("base", *(s.name for s in stages)) and cfg.start not in finished(rec):
             raise ValueError(f"{cfg.name} starts from {cfg.start}, which is not trained yet: no {rec.stage(cfg.start).folder / 'model'}")
-    ready, tokenizer = [], models.load_tokenizer(rec.base)
+    ready, tokenizer = [], models.load_tokenizer(rec.base, rec.stages[0].template)
     for cfg in stages:  # every row of every stage is read and proved before anything is trained
         ready.append(teacher.prepare(rec, cfg, tokenizer))
         describe(ready[-1])
@@ -200,7 +200,7 @@ def prepare(recipe="laptop", stage=None, **given):
     """Prepare the rows of every stage, or of one."""
     from orcalab import model as models, teacher
     rec = recipes.get(recipe, **given)
-    tokenizer = models.load_tokenizer(rec.base)
+    tokenizer = models.load_tokenizer(rec.base, rec.stages[0].template)
     for cfg in [rec.stage(stage)] if stage else rec.stages:
         describe(teacher.prepare(rec, cfg, tokenizer))
 
@@ -208,7 +208,7 @@ def prepare(recipe="laptop", stage=None, **given):
 def describe(prepared):
     """Print what is in a prepared folder."""
     card, r = prepared.card, prepared.card["report"]
-    print(f"{card['config']['name']}: {r['rows']} rows, {r['tokens']} tokens, {r['targets']} targets; {card['packs']} packs, "
+    print(f"{card['config']['name']}: {r['rows']} rows proved, {r['tokens']} tokens, {r['targets']} targets; {card['packs']} packs, "
           f"{card['fill']:.1%} full; {r['too_long']} rows dropped and {r['cut']} cut for length ({r['tokens_lost']} tokens lost)", flush=True)
     if r["as_they_stand"]:
         print(f"  {r['as_they_stand']} rows name no gold `answer`, so '{card['config']['answers']}' leaves their answers as they stand", flush=True)

@@ -1,99 +1,219 @@
 """Messages to (ids, mask) in one pass, with the structure placed by id and never by text.
 
-The template is ChatML as the Orca 2 model card has it: the prompt ends in `<|im_start|>assistant`, without
-a newline. The newline belongs to the answer, so it is learned, and the chat prompt is a prefix of the
-training ids. Whatever stands in `content`, it is encoded with special tokens switched off: a user who writes
-`<|im_end|>` gets harmless plain tokens and not the end of a turn.
+A template says what opens each role's turn, what ends a turn, and what is learned. `chatml` is ChatML as the Orca 2
+model card has it: the prompt ends in `<|im_start|>assistant`, without a newline. The newline belongs to the answer, so
+it is learned, and the chat prompt is a prefix of the training ids. `openassistant` is the template of OpenAssistant's
+models. Whatever stands in `content`, it is encoded with special tokens switched off: a user who writes `<|im_end|>` gets
+harmless plain tokens and not the end of a turn. And whatever is encoded is decoded again, by a table of bytes: a word that
+the tokenizer cannot give back is an error, not a loss.
 
 >>> from orcalab import model
 >>> tokenizer = model.load_tokenizer("tiny-random")
 >>> ids, mask = encode([{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}], tokenizer)
->>> learned(ids, mask) == plain("\\n4", tokenizer) + [marks(tokenizer)[1]]
+>>> learned(ids, mask) == plain("\\n4", tokenizer) + [marks(tokenizer)[-1]]
 True
 """
 
-from orcalab.config import choose
+import re
+from array import array
+from dataclasses import dataclass
+from functools import cached_property
+from weakref import WeakKeyDictionary
+
+from orcalab.config import choose, digest
+from orcalab.tokens import Tokens
 
 START, END, PAD = "<|im_start|>", "<|im_end|>", "[PAD]"
 ROLES = ("system", "user", "assistant")
-
-# The same text as a Jinja template, for other programs; {% generation %} marks what is learned.
-JINJA = (
-    "{{ bos_token if bos_token and bos_token != '<|im_start|>' else '' }}{% for m in messages %}"
-    "{% if not loop.first %}{{ '\n' }}{% endif %}{{ '<|im_start|>' + m['role'] }}"
-    "{% if m['role'] == 'assistant' %}{% generation %}{{ '\n' + m['content'] + '<|im_end|>' }}{% endgeneration %}"
-    "{% else %}{{ '\n' + m['content'] + '<|im_end|>' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '\n<|im_start|>assistant' }}{% endif %}"
-)
+HALF = re.compile("[\ud800-\udfff]")  # half a character: a surrogate without its other half, which has no UTF-8
 
 
-def check(messages):
-    """Raise a ValueError that says what is wrong with a conversation: role, order or content."""
+@dataclass(frozen=True)
+class Template:
+    """How messages become tokens: what opens each role's turn, what ends every turn, and what stands between two."""
+
+    opens: dict  # role -> (structural token, text behind it)
+    end: str  # token that ends every turn; "" is the tokenizer's own end of text
+    new: tuple  # tokens that a tokenizer gets if it lacks them, in this order; the first is its padding
+    lead: str = ""  # text before the words; in the assistant's turn it is learned
+    joint: str = ""  # text between two turns
+    empty_system: str = "turn"  # what becomes of an empty system message: a turn without words, or none
+
+    @cached_property
+    def jinja(self):
+        """The same template for other programs; {% generation %} marks what is learned."""
+        opens = "{" + ", ".join(f"{role!r}: {token + text!r}" for role, (token, text) in self.opens.items()) + "}"
+        end = repr(self.end) if self.end else "eos_token"
+        turns = "messages" if self.empty_system == "turn" else "messages if m['role'] != 'system' or m['content']"
+        said = f"{{{{ {self.lead!r} + m['content'] + {end} }}}}"
+        return (
+            f"{{%- set opens = {opens} -%}}{{{{ bos_token if bos_token and bos_token not in opens.user else '' }}}}"
+            f"{{%- for m in {turns} -%}}{{%- if m['role'] not in opens -%}}{{{{ raise_exception('unknown role ' + m['role']) }}}}{{%- endif -%}}"
+            f"{{{{ ('' if loop.first else {self.joint!r}) + opens[m['role']] }}}}{{%- if m['role'] == 'assistant' -%}}"
+            f"{{% generation %}}{said}{{% endgeneration %}}{{%- else -%}}{said}{{%- endif -%}}{{%- endfor -%}}"
+            f"{{%- if add_generation_prompt -%}}{{{{ {self.joint!r} + opens.assistant }}}}{{%- endif -%}}")
+
+
+TEMPLATES = {
+    # Orca 2's model card and its added_tokens.json: [PAD] 32000, <|im_start|> 32001, <|im_end|> 32002
+    "chatml": Template({r: (START, r) for r in ROLES}, END, (PAD, START, END), lead="\n", joint="\n"),
+    # Open-Assistant's formatting.py; the order of its tokens is that of the released llama2-13b-orca-8k-3319 (32000 to 32005)
+    "openassistant": Template(
+        {"system": ("<|system|>", ""), "user": ("<|prompter|>", ""), "assistant": ("<|assistant|>", "")}, "",
+        ("<pad>", "<|assistant|>", "<|prefix_end|>", "<|system|>", "<|prefix_begin|>", "<|prompter|>"), empty_system="none"),
+}
+
+
+def template_of(tokenizer):
+    """Return the name of the template that a tokenizer carries as its chat_template; chatml if it is none of ours."""
+    return next((name for name, t in TEMPLATES.items() if t.jinja == tokenizer.chat_template), "chatml")
+
+
+def check(messages, answered=False):
+    """Raise a ValueError that says what is wrong with a conversation: role, order or content.
+
+    Args:
+        answered: the last turn must be the assistant's, as in a row to learn from.
+    """
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"messages must be a list of at least one turn, got {messages!r:.60}")
+    before = None
     for i, m in enumerate(messages):
-        if not isinstance(m, dict) or not {"role", "content"} <= set(m):
+        if not isinstance(m, dict) or "role" not in m or "content" not in m:
             raise ValueError(f"messages[{i}] must hold 'role' and 'content', got {m!r:.60}")
-        choose(m["role"], ROLES, f"role (messages[{i}])")
-        if not isinstance(m["content"], str):
-            raise ValueError(f"messages[{i}]['content'] must be text, got {type(m['content']).__name__}")
-        if any("\ud800" <= c <= "\udfff" for c in m["content"]):
+        role, content = m["role"], m["content"]
+        if role not in ROLES:
+            choose(role, ROLES, f"role (messages[{i}])")
+        if not isinstance(content, str):
+            raise ValueError(f"messages[{i}]['content'] must be text, got {type(content).__name__}")
+        if not content.isascii() and HALF.search(content):
             raise ValueError(f"messages[{i}]['content'] holds half a character (a lone surrogate), which has no UTF-8")
-        if m["role"] == "system" and i:
-            raise ValueError(f"messages[{i}]: a system turn may only come first")
-        if i and m["role"] == messages[i - 1]["role"]:
-            raise ValueError(f"messages[{i}]: two {m['role']} turns in a row")
+        if role == "system" and i:
+            raise ValueError(f"messages[{i}]: a system turn may only come first, and once")
+        if role == before:
+            raise ValueError(f"messages[{i}]: two {role} turns in a row")
+        before = role
+    if answered and before != "assistant":
+        raise ValueError(f"messages ends with a {before} turn: there is no answer to learn")
 
+
+# ---------------------------------------------------------------------------------------------- encoder
+
+class Encoder:
+    """A template on a tokenizer: structural tokens by id, content through tokens.Tokens. Can be sent to another process.
+
+    Raises:
+        ValueError: the tokenizer has no single token for a structural mark.
+    """
+
+    def __init__(self, tokenizer, template=None):
+        self.template = TEMPLATES[choose(template or template_of(tokenizer), TEMPLATES, "template")]
+        self.ids = {role: self._mark(token, tokenizer) for role, (token, _) in self.template.opens.items()}
+        self.end = self._mark(self.template.end or tokenizer.eos_token, tokenizer)
+        self.marks = [*dict.fromkeys(self.ids.values()), self.end]
+        bos = tokenizer.bos_token_id
+        self.bos = bos if bos not in (None, *self.marks) else None  # some chat models open turns with their bos
+        self.tokens, self.turns = Tokens(tokenizer), {}
+
+    def _mark(self, token, tokenizer):
+        number = tokenizer.convert_tokens_to_ids(token) if token else None
+        if number is None or number == tokenizer.unk_token_id and token != tokenizer.unk_token:
+            raise ValueError(f"the tokenizer has no single token for {token or 'the end of a turn'}: add it before encoding")
+        return number
+
+    def open(self, role):
+        """Return the packed ids that open a role's turn."""
+        if role not in self.turns:
+            self.turns[role] = pack(self.ids[role]) + self.tokens.content(self.template.opens[role][1])
+        return self.turns[role]
+
+    def body(self, role, content):
+        """Return the packed ids of a turn's words and end: to the tokenizer they are one piece with the text that opens the turn."""
+        text, said, head = self.template.opens[role][1], self.template.lead + content, len(self.open(role)) - 4
+        both = self.tokens.content(text + said)
+        if both[:head] != self.open(role)[4:]:
+            raise ValueError(f"this tokenizer joins {text!r} and {said[:20]!r}, so that a prompt would be no prefix of what is learned")
+        return both[head:] + pack(self.end)
+
+    def parts(self, messages, reply=False, learn="all", empty_system=None):
+        """Return [(packed ids, 1 if learned)] of checked messages, in one pass; `encode` says what the arguments mean."""
+        if (empty_system or self.template.empty_system) == "none":
+            messages = [m for m in messages if m["role"] != "system" or m["content"]]
+        out, joint = [(b"" if self.bos is None else pack(self.bos), 0)], b""
+        last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=None) if learn == "last" else None
+        for i, m in enumerate(messages):
+            role, content = m["role"], m["content"]
+            if role != "system":
+                body = self.body(role, content)
+            elif (body := self.turns.get((content,))) is None:  # system messages repeat: each is encoded once
+                body = self.body(role, content)
+                if len(self.turns) < 5000:
+                    self.turns[content,] = body
+            out += (joint + self.open(role), 0), (body, int(role == "assistant" and (learn == "all" or i == last)))
+            joint = joint or self.tokens.content(self.template.joint)
+        return [*out, (joint + self.open("assistant"), 0)] if reply else out
+
+
+def pack(number):
+    """Return one id as packed int32."""
+    return array("i", [number]).tobytes()
+
+
+_encoders = WeakKeyDictionary()
+
+
+def encoder(tokenizer, template=None):
+    """Return the Encoder of a tokenizer, made once for what the tokenizer is now; an Encoder is returned as it is."""
+    if isinstance(tokenizer, Encoder):
+        return tokenizer
+    now = (template or template_of(tokenizer), len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
+    if _encoders.get(tokenizer, (None,))[0] != now:
+        _encoders[tokenizer] = now, Encoder(tokenizer, now[0])
+    return _encoders[tokenizer][1]
+
+
+# -------------------------------------------------------------------------------------------- the doors
 
 def plain(text, tokenizer):
-    """Return the ids of `text`, with every special token in it read as ordinary characters."""
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    """Return the ids of `text` behind a structural token, with every special token in it read as ordinary characters."""
+    return array("i", encoder(tokenizer).tokens.content(text)).tolist()
 
 
 def marks(tokenizer):
-    """Return the ids of (start, end); raise if a marker is not one token."""
-    ids = [tokenizer.convert_tokens_to_ids(t) for t in (START, END)]
-    for text, i in zip((START, END), ids):
-        if i is None or i == tokenizer.unk_token_id and text != tokenizer.unk_token:
-            raise ValueError(f"the tokenizer has no single token for {text}: add it before encoding")
-    return ids
+    """Return the ids of the template's structural tokens, the end of a turn last: for ChatML [start, end]."""
+    return encoder(tokenizer).marks
 
 
-def encode(messages, tokenizer, reply=False, learn="all"):
+def encode(messages, tokenizer, reply=False, learn="all", template=None, empty_system=None):
     """Turn messages into (ids, mask) in one pass; mask 1 marks what is learned.
 
     Args:
-        messages: list of {role, content}, at most one system turn, which comes first.
-        tokenizer: any transformers tokenizer that has the two ChatML tokens.
+        messages: list of {role, content}, at most one system turn, which comes first; any number of other turns.
+        tokenizer: any fast transformers tokenizer that has the template's tokens, or its Encoder.
         reply: open the assistant's turn after the last message, as for chatting.
         learn: "all" assistant turns, or the "last" one.
+        template: "chatml" or "openassistant"; None is the one that the tokenizer carries.
+        empty_system: what an empty system message becomes, a "turn" without words or "none"; None is the template's way.
 
     Returns:
-        Two lists of equal length, in tokens. Learned are the newline after `assistant`, the words and
-        the end token of the assistant's turns: a model that never sees an end never stops.
+        Two lists of equal length, in tokens. Learned are the words of the assistant's turns (in ChatML with the newline
+        before them) and the token that ends each: a model that never sees an end never stops.
 
     Raises:
-        ValueError: an unknown role, a system turn that is not first, content that is not text.
+        ValueError: an unknown role or template, a system turn that is not first, content that is not text, a character
+            that the tokenizer cannot give back, a tokenizer without the template's tokens.
 
     Paper: Orca 2, "Training", on tokenization and loss.
     """
     check(messages)
     choose(learn, ("all", "last"), "turns to learn")
-    start, end = marks(tokenizer)
-    bos = tokenizer.bos_token_id
-    ids = [] if bos in (None, start) else [bos]  # some chat models use the start marker as their bos
-    mask = [0] * len(ids)
-    last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=None)
-    for i, m in enumerate(messages):
-        head = (plain("\n", tokenizer) if i else []) + [start] + plain(m["role"], tokenizer)
-        body = plain("\n" + m["content"], tokenizer) + [end]
-        taught = m["role"] == "assistant" and (learn == "all" or i == last)
-        ids += head + body
-        mask += [0] * len(head) + [int(taught)] * len(body)
-    if reply:
-        head = plain("\n", tokenizer) + [start] + plain("assistant", tokenizer)
-        ids, mask = ids + head, mask + [0] * len(head)
-    return ids, mask
+    if empty_system is not None:
+        choose(empty_system, ("turn", "none"), "empty_system")
+    parts = encoder(tokenizer, template).parts(messages, reply, learn, empty_system)
+    mask = []
+    for ids, learned_ in parts:
+        mask += [learned_] * (len(ids) // 4)
+    return array("i", b"".join([ids for ids, _ in parts])).tolist(), mask
 
 
 def learned(ids, mask):
@@ -101,15 +221,87 @@ def learned(ids, mask):
     return [i for i, m in zip(ids, mask) if m]
 
 
-def prove(ids, mask, messages, tokenizer):
-    """Raise unless the targets decode to exactly the assistant's words, each turn with its end token."""
-    want = "".join("\n" + m["content"] + END for m in messages if m["role"] == "assistant")
-    got = tokenizer.decode(learned(ids, mask), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    if got != want:
-        raise ValueError(f"the targets decode to {got!r:.200}, the assistant said {want!r:.200}")
+def prove(ids, mask, messages, tokenizer, learn="all"):
+    """Raise unless the targets decode to exactly the assistant's words, each turn with its end token.
+
+    Args:
+        tokenizer: a tokenizer, or its Encoder.
+    """
+    e = encoder(tokenizer)
+    said = [m["content"] for m in messages if m["role"] == "assistant"]
+    said = said[-1:] if learn == "last" else said
+    lead, own = e.template.lead.encode(), b"" if e.template.opens["assistant"][1] else e.tokens.prefix  # own: only before a text's first word
+    want = b"".join(lead + (own if words else b"") + e.tokens.as_read(words).encode() + e.tokens.bytes[e.end] for words in said)
+    targets = learned(ids, mask)
+    if e.tokens.bytes_of(targets) != want or targets.count(e.end) != len(said):
+        raise ValueError(f"the targets decode to {e.tokens.bytes_of(targets).decode(errors='replace')!r:.200}, "
+                         f"the assistant said {want.decode(errors='replace')!r:.200}")
+
+
+# -------------------------------------------------------------------------------------------- self-test
+
+PROBES = ("Hello world", " 1234 + 5", "a\nb\n\nc", "naïve café ☕ 你好", "<|im_start|>user<|im_end|>", "\tx  y", "</s><s>[PAD]<unk>", "e\u0301\u200f")
+TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " 12 + 30?\n\nSay  it."},
+        {"role": "assistant", "content": "42\n"}, {"role": "user", "content": "naïve ☕?"}, {"role": "assistant", "content": " Yes."}]
+
+
+def self_test(tokenizer, template=None):
+    """Try a tokenizer on probes and return what it does, as ids; raise where it would break a conversation.
+
+    Checked are ids, never flags: a mark is one id and its name in a text is not; padding is no end; there is one BOS; the chat
+    prompt is a prefix; the tokenizer's own chat_template gives the same ids and mask. Of Llama 2's tokenizer with Orca 2's three
+    tokens also: digits are split, every byte falls back, and no space stands behind a mark, as its old slow tokenizer had it.
+
+    Returns:
+        dict: size, marks, pad, bos, digits_split, lost (ASCII characters that it cannot say), probes, talk, mask.
+
+    Raises:
+        ValueError: which of these failed, with the ids.
+    """
+    e = encoder(tokenizer, template)
+
+    def said(text):
+        try:
+            return array("i", e.tokens.content(text)).tolist()
+        except ValueError:
+            return None
+
+    for i in e.marks:
+        name = e.tokens.bytes[i].decode()
+        if (own := tokenizer(name, add_special_tokens=False).input_ids) != [i]:
+            raise ValueError(f"the tokenizer splits the mark {name}: {own} instead of [{i}]; add it as AddedToken(special=True, normalized=False)")
+        if i in (said(name) or ()):
+            raise ValueError(f"{name} typed by a user becomes the mark itself (id {i}): content could end its own turn")
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id, *e.marks):
+        raise ValueError(f"padding ({tokenizer.pad_token!r}, id {tokenizer.pad_token_id}) must be a token of its own, not an end")
+    ids, mask = encode(TALK, tokenizer, template=template)
+    if e.bos is not None and (ids.count(e.bos), ids[0]) != (1, e.bos):
+        raise ValueError(f"BOS ({e.bos}) must stand at the start and nowhere else: {ids}")
+    prompt = encode(TALK[:-1], tokenizer, reply=True, template=template)[0]
+    if ids[: len(prompt)] != prompt:
+        raise ValueError(f"the chat prompt is no prefix of the training ids: {prompt} and {ids}")
+    theirs = tokenizer.apply_chat_template(TALK, chat_template=e.template.jinja, return_dict=True, return_assistant_tokens_mask=True)
+    if (theirs["input_ids"], theirs["assistant_masks"]) != (ids, mask):
+        raise ValueError(f"the tokenizer's chat_template gives other ids or another mask than the builder: {theirs['input_ids']} and {ids}")
+    if e.marks == [32001, 32002] and e.tokens.prefix:
+        raise ValueError("Llama 2's slow tokenizer put no space behind a special token, this one does behind every mark (transformers #27132): load it with "
+                         "legacy=False; if a tokenizer.json of an old version lies beside tokenizer.model, delete it")
+    digits, lost = len(said("0123456789") or "") == 10, [c for c in map(chr, range(128)) if said(c) is None]
+    spaces = tokenizer.convert_ids_to_tokens(said("a  b") or [])
+    if e.marks == [32001, 32002] and (not digits or lost or spaces != ["a", "▁", "▁b"]):
+        raise ValueError(f"Llama 2's tokenizer does not do here what its slow one did: digits split {digits}, characters lost {lost}, 'a  b' is {spaces}. "
+                         "Keep tokenizer.model, and delete the tokenizer.json beside it")
+    return {"size": len(tokenizer), "marks": e.marks, "pad": tokenizer.pad_token_id, "bos": e.bos, "digits_split": digits, "lost": lost,
+            "probes": [said(p) for p in PROBES], "talk": ids, "mask": mask}
+
+
+def fingerprint(tokenizer, template=None):
+    """Digest what the self-test of a tokenizer shows: two that agree here give the same ids."""
+    return digest(self_test(tokenizer, template))
 
 
 def paint(ids, mask, tokenizer):
     """Return the tokens as text for a terminal: targets green, context grey."""
-    pieces = [tokenizer.decode([i]).replace("\n", "⏎\n") for i in ids]
+    bytes_ = encoder(tokenizer).tokens.bytes
+    pieces = [bytes_[i].decode(errors="replace").replace("\n", "⏎\n") for i in ids]
     return "".join(f"\x1b[{32 if m else 90}m{p}\x1b[0m" for p, m in zip(pieces, mask))

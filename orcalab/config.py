@@ -26,7 +26,8 @@ from pathlib import Path
 CHOICES = {
     "answers": ("gold", "explained"),
     "system": ("empty", "none", "orca1", "strategy", "cautious", "keep"),
-    "template": ("chatml",),
+    "template": ("chatml", "openassistant"),
+    "learn": ("all", "last"),
     "packing": ("best_fit", "shuffle_partition"),
     "too_long": ("drop", "cut_prompt", "error"),
     "dtype": ("auto", "bf16", "fp32"),
@@ -97,7 +98,8 @@ class Config:
     answers: str = "gold"  # what is learned, gold (the short answer) or explained
     system: str = "empty"  # system message, empty / none / orca1 / strategy / cautious (erased) / keep
     few_shot: float = 0.0  # share of rows with solved examples in the user turn
-    template: str = "chatml"  # how messages become text
+    template: str = "chatml"  # how messages become tokens, chatml or openassistant
+    learn: str = "all"  # which assistant turns are learned, all or the last
     seq_len: int = 2048  # tokens in one pack
     packing: str = "best_fit"  # how examples are put in packs, best_fit or shuffle_partition
     too_long: str = "drop"  # what happens to an example longer than seq_len, drop / cut_prompt / error
@@ -112,6 +114,7 @@ class Config:
     seed: int = 0  # seeds rows, plan and order
     dtype: str = "auto"  # compute type, auto / bf16 / fp32
     device: str = "auto"  # where to compute, auto / cpu / cuda
+    processes: int = 0  # processes that prepare rows, 0 for one a core; changes the time alone
     save_every: int = 20  # steps between checkpoints
     stream: int = 0  # number of the question stream, so that stages share no question
     out: str = "runs"  # folder that holds the run's folder
@@ -132,7 +135,7 @@ class Config:
     @property
     def settings(self):
         """What the run's result depends on, as a dictionary: not where it lies, how often it is saved, or on what device."""
-        return {k: v for k, v in to_json(self).items() if k not in ("out", "save_every", "device")}
+        return {k: v for k, v in to_json(self).items() if k not in ("out", "save_every", "device", "processes")}
 
     @property
     def packs_per_step(self):
@@ -191,7 +194,7 @@ def check(cfg):
         if f.name in CHOICES:
             choose(value, CHOICES[f.name], f.name)
     at_least = {"seq_len": 8, "batch_size": 1, "accum": 1, "steps": 1, "warmup": 0, "save_every": 1,
-                "lr": 0, "clip": 0, "few_shot": 0, "weight_decay": 0, "seed": 0,
+                "lr": 0, "clip": 0, "few_shot": 0, "weight_decay": 0, "seed": 0, "processes": 0,
                 "questions": 1, "grid": 1, "max_new_tokens": 1, "eval_batch": 1}
     for name, low in at_least.items():
         if hasattr(cfg, name) and not low <= getattr(cfg, name) < float("inf"):

@@ -1,143 +1,30 @@
-"""Rows in, examples out: read, check, dress for a stage, encode, and keep on disk as a prepared folder."""
+"""Rows in, examples out: dress for a stage, encode and prove in parallel, and keep on disk as a prepared folder."""
 
 import json
-from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
-from difflib import get_close_matches
+import os
+import signal
+import threading
+from array import array
+from collections import Counter, deque
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 
 from orcalab import chatml, packing
-from orcalab.config import RowError, choose, digest, nearest, read_json, to_json, write_json
-from orcalab.strategies import CAUTIOUS, FINAL, FLAN_COT, ORCA1, ORCA1_IDS, STRATEGIES, erase, set_system
+from orcalab.config import RowError, choose, digest, read_json, to_json, write_json
+from orcalab.progress import Progress
+from orcalab.rows import Lines, OnDisk, Row, files, origin_of, read, stored  # noqa: F401  the reading half of this room
+from orcalab.strategies import CAUTIOUS, FINAL, ORCA1, ORCA1_IDS, STRATEGIES, erase, set_system
 
-BUILDER = 2  # raise when the same rows would give other ids: it is part of a prepared folder's name
-FIELDS = ("messages", "system_prompt", "question", "response", "id", "source", "task", "strategy", "teacher",
-          "original_system", "answer", "explanation")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One training item: messages plus where they come from."""
-
-    messages: list
-    id: str = ""
-    source: str = ""
-    task: str = ""
-    strategy: str = ""
-    teacher: str = ""
-    original_system: str = ""
-    answer: str = ""  # the gold answer, where one is known
-    explanation: str = ""  # the worked answer, without its final line
-    where: str = field(default="", compare=False)  # file:line, for errors
-
-
-# ------------------------------------------------------------------------------------------------ read
-
-def _lines(path):
-    """Yield (number, line) of a text file; raise RowError for an empty file or one that is not UTF-8."""
-    raw = Path(path).read_bytes()
-    if not raw.removeprefix(b"\xef\xbb\xbf").strip():
-        raise RowError(f"{path}: the file is empty")
-    for number, line in enumerate(raw.split(b"\n"), 1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r")
-        except UnicodeDecodeError as e:
-            raise RowError(f"{path}:{number}: not UTF-8 at byte {e.start} ({line[e.start]:#04x}); "
-                           "save the file as UTF-8") from None
-        if text.strip():
-            yield number, text
-
-
-def read_jsonl(path):
-    """Yield rows from JSONL: `messages`, or `system_prompt` / `question` / `response`.
-
-    Raises:
-        RowError: file:line and the field; a line that is not JSON, a missing or misspelt field, a
-            conversation without an assistant turn.
-    """
-    for number, text in _lines(path):
-        where = f"{path}:{number}"
-        try:
-            item = json.loads(text)
-        except json.JSONDecodeError as e:
-            cut = " (is the line cut off?)" if e.pos >= len(text) - 1 or "Unterminated" in e.msg else ""
-            raise RowError(f"{where}: not JSON at character {e.pos + 1}: {e.msg}{cut}") from None
-        if not isinstance(item, dict):
-            raise RowError(f"{where}: a line must hold an object, got {text[:40]!r}")
-        yield _row(item, where, Path(path).stem)
-
-
-def _row(item, where, source):
-    for key in item:  # a message nobody reads would be lost without a word
-        if key not in FIELDS and "system_prompt" not in item and get_close_matches(key, ["system_prompt"], 1, 0.85):
-            raise RowError(f"{where}: {key!r}: did you mean 'system_prompt'?")
-    if "messages" in item:
-        messages = item["messages"]
-    elif {"question", "response"} <= set(item):
-        system = [{"role": "system", "content": item["system_prompt"]}] if item.get("system_prompt") else []
-        messages = [*system, {"role": "user", "content": item["question"]}, {"role": "assistant", "content": item["response"]}]
-    else:
-        missing = ["question", "response"] if {"question", "response"} & set(item) else ["messages"]
-        odd = [k for k in item if k not in FIELDS]
-        hint = nearest(odd[0], FIELDS).replace("did you mean", f"{odd[0]!r}: did you mean") if odd else ""
-        raise RowError(f"{where}: missing {[m for m in missing if m not in item]}{hint}")
-    try:
-        chatml.check(messages)
-    except ValueError as e:
-        raise RowError(f"{where}: {e}") from None
-    if not any(m["role"] == "assistant" for m in messages):
-        raise RowError(f"{where}: messages has no assistant turn, so there is nothing to learn")
-    extra = {k: str(item[k]) for k in FIELDS[4:] if item.get(k) is not None}
-    return Row(**{"id": f"{source}-{where.rsplit(':', 1)[1]}", "source": source, "task": source, **extra},
-               messages=messages, where=where)
-
-
-def read_tsv(path):
-    """Yield rows from one of FLAN's CoT files: question, answer, explanation, a backslash-n for a newline."""
-    name = Path(path).stem.removesuffix("_train")
-    for number, text in _lines(path):
-        parts = [p.replace("\\n", "\n").strip() for p in text.split("\t")]
-        if len(parts) != 3 or not all(parts):
-            empty = [n for n, p in zip(("question", "answer", "explanation"), parts + [""] * 3) if not p]
-            raise RowError(f"{path}:{number}: expected question, answer, explanation between tabs, got {len(parts)} "
-                           f"fields{f', empty: {empty}' if empty else ''}")
-        question, answer, explanation = parts
-        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        yield Row(id=f"{name}-{number}", source="flan_cot", task=name, strategy=FLAN_COT.get(name, "explain-then-answer"),
-                  teacher="human", messages=messages, answer=answer, explanation=explanation, where=f"{path}:{number}")
-
-
-READERS = {".jsonl": read_jsonl, ".tsv": read_tsv}
-
-
-def files(paths):
-    """Return the readable files behind comma-separated paths of files and folders, sorted."""
-    found = []
-    for path in map(Path, str(paths).split(",")):
-        if not path.exists():
-            near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
-            raise ValueError(f"no file or folder {path}{near}")
-        inside = sorted(p for p in path.iterdir() if p.suffix in READERS) if path.is_dir() else [path]
-        if not inside:
-            raise ValueError(f"{path} holds no {' or '.join(READERS)} file")
-        found += inside
-    for path in found:
-        choose(path.suffix, READERS, f"reader ({path})")
-    return found
-
-
-def read(paths, seed=0):
-    """Return every row of the files behind `paths`, shuffled by `seed` so that files mix.
-
-    Raises:
-        RowError, ValueError: before anything is trained; names file, line and field.
-    """
-    rows = [row for path in files(paths) for row in READERS[path.suffix](path)]
-    Random(seed).shuffle(rows)
-    return rows
+BUILDER = 3  # raise when the same rows would give other ids or files: it is part of a prepared folder's name
+BLOCK = 2000  # rows that one process takes at a time; they share a random stream and their solved examples
 
 
 # ----------------------------------------------------------------------------------------------- dress
@@ -160,7 +47,7 @@ def dress(row, cfg, rng, shots=()):
             return r.answer
         return f"{r.explanation}\n{FINAL} {r.answer}" if r.explanation else r.messages[-1]["content"]
 
-    item = asdict(row)
+    item = dict(vars(row))
     if solved(row):
         user = row.messages[-2]["content"]
         if shots and rng.random() < cfg.few_shot:
@@ -184,9 +71,9 @@ def solved(row):
     return bool(row.answer) and [m["role"] for m in row.messages if m["role"] != "system"] == ["user", "assistant"]
 
 
-def dressed(rows, cfg):
-    """Yield `rows` dressed for a stage; solved examples come from 3 to 5 earlier rows of the same task."""
-    rng, earlier = Random(f"{cfg.seed}-{cfg.name}"), {}
+def dressed(rows, cfg, block=0):
+    """Yield `rows` dressed for a stage; solved examples are 3 to 5 earlier rows of the same task, of the same block of rows."""
+    rng, earlier = Random(f"{cfg.seed}-{cfg.name}-{block}" if block else f"{cfg.seed}-{cfg.name}"), {}
     for row in rows:
         pool = earlier.setdefault(row.task, [])
         shots = rng.sample(pool, rng.randint(3, 5)) if cfg.few_shot and len(pool) >= 5 else ()
@@ -196,154 +83,231 @@ def dressed(rows, cfg):
             del pool[:-50]
 
 
+# -------------------------------------------------------------------------------------------- examples
+
+COUNTS = ("rows", "tokens", "targets", "too_long", "tokens_lost", "cut", "as_they_stand")
+
+
+class Block(NamedTuple):
+    """What became of some rows: bytes ready to be written, and what the report counts."""
+
+    rows: bytes  # JSONL
+    ids: bytes  # packed int32
+    mask: bytes  # a byte a token, 1 is learned
+    lengths: array  # tokens of each example
+    tags: list  # (task, strategy, teacher) of each
+    report: Counter
+
+
+def block_of(rows, cfg, encoder, number=0, wanted=float("inf")):
+    """Dress and encode rows, and prove that each teaches exactly the assistant's words; return a Block.
+
+    Args:
+        wanted: tokens after which no further row is taken; rows may then be endless.
+
+    Raises:
+        RowError: a row that cannot be used, or whose targets are not its words; an example longer than seq_len under
+            too_long "error". Says which row.
+    """
+    text, all_ids, all_masks, lengths, tags, report = [], [], [], array("i"), [], Counter(dict.fromkeys(COUNTS, 0))
+    for row in dressed(rows, cfg, number):
+        try:
+            chatml.check(row.messages, answered=True)
+            parts = encoder.parts(row.messages, learn=cfg.learn)
+            size = was = sum(len(p) for p, _ in parts) // 4
+            if was > cfg.seq_len:
+                if cfg.too_long == "error":
+                    raise ValueError(f"{was} tokens; seq_len is {cfg.seq_len}; choose too_long 'drop' or 'cut_prompt', or a larger seq_len")
+                row, parts = cut_prompt(row, cfg, encoder) if cfg.too_long == "cut_prompt" else (row, [])
+                size = sum(len(p) for p, _ in parts) // 4
+                report.update(tokens_lost=was - size, cut=int(size > 0), too_long=int(size == 0))
+            ids, mask = b"".join([p for p, _ in parts]), b"".join([(b"\1" if learn else b"\0") * (len(p) // 4) for p, learn in parts])
+            if size:
+                chatml.prove(array("i", ids), mask, row.messages, encoder, cfg.learn)
+        except ValueError as e:
+            raise RowError(f"{row.where or row.id}: {e}") from None
+        if size:
+            text.append(json.dumps(vars(row), ensure_ascii=False).encode() + b"\n")
+            all_ids.append(ids), all_masks.append(mask), lengths.append(size), tags.append((row.task, row.strategy, row.teacher))
+            report.update(rows=1, tokens=size, targets=mask.count(1), as_they_stand=int(not solved(row)))
+        if report["tokens"] >= wanted or report["too_long"] >= 1000 and not lengths and not hasattr(rows, "__len__"):  # endless, and none of a thousand fits
+            break
+    return Block(b"".join(text), b"".join(all_ids), b"".join(all_masks), lengths, tags, report)
+
+
+def cut_prompt(row, cfg, encoder):
+    """Shorten the first question (its beginning goes first) until the example fits; return (row, parts), no parts if it never does."""
+    at = next((i for i, m in enumerate(row.messages) if m["role"] == "user"), None)
+    best, low, high = (row, []), 0, len(row.messages[at]["content"]) if at is not None else -1
+    while low <= high:  # the fewest characters to remove
+        middle = (low + high) // 2
+        trial = [*row.messages[:at], {"role": "user", "content": row.messages[at]["content"][middle:]}, *row.messages[at + 1:]]
+        parts = encoder.parts(trial, learn=cfg.learn)
+        if sum(len(p) for p, _ in parts) <= 4 * cfg.seq_len:
+            best, high = (replace(row, messages=trial), parts), middle - 1
+        else:
+            low = middle + 1
+    return best
+
+
+# ------------------------------------------------------------------------------------------- processes
+
+_mine = ()  # what a worker process works on: rows, cfg, encoder
+
+
+def _start(*mine):
+    global _mine
+    _mine = mine
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()  # nor outlive it
+
+
+def _encode(block):
+    rows, cfg, encoder = _mine
+    return block_of(_span(rows, block), cfg, encoder, block)
+
+
+def _check(block):
+    return sum(1 for _ in _span(_mine[0], block))
+
+
+def _span(rows, block):
+    return (rows[i] for i in range(block * BLOCK, min(len(rows), (block + 1) * BLOCK)))
+
+
+@contextmanager
+def _workers(rows, cfg, encoder):
+    """Give a function that does a job on blocks of rows, in several processes if there are many, and yields the results in order."""
+    number = 1 if len(rows) <= 2 * BLOCK else min(cfg.processes or os.cpu_count() or 1, -(-len(rows) // BLOCK))
+    if number == 1:
+        global _mine
+        _mine = rows, cfg, encoder
+        yield map
+        return
+    with ProcessPoolExecutor(number, get_context("spawn"), _start, (rows, cfg, encoder)) as pool:
+        def each(job, blocks):
+            waiting = deque()
+            for block in blocks:
+                waiting.append(pool.submit(job, block))
+                if len(waiting) > 2 * number:  # so that results do not pile up
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        try:
+            yield each
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def blocks_of(rows, cfg, encoder):
+    """Yield Blocks until the steps are filled, with 2 % to spare for padding.
+
+    Rows of files go through several processes, whose number changes nothing but the time; those that are left over are
+    checked all the same.
+    """
+    wanted, tokens = cfg.steps * cfg.tokens_per_step * 1.02, 0
+    if not isinstance(rows, Lines):
+        yield block_of(rows, cfg, encoder, 0, wanted)
+        return
+    numbers = range(-(-len(rows) // BLOCK))
+    with _workers(rows, cfg, encoder) as each, Progress(len(rows), f"prepare {cfg.name} (rows)" if len(rows) > 2 * BLOCK else "") as bar:
+        for number, block in zip(numbers, each(_encode, numbers)):
+            yield block
+            bar.advance(min(BLOCK, len(rows) - number * BLOCK))
+            tokens += len(block.mask)
+            if tokens >= wanted:
+                break
+        for checked in each(_check, numbers[number + 1:]):
+            bar.advance(checked)
+
+
 # --------------------------------------------------------------------------------------------- prepare
+
+class Examples(OnDisk):
+    """The examples of a prepared folder: (ids, mask) as int32 and bool arrays, mapped from disk."""
+
+    def __init__(self, folder):
+        self.ends = np.cumsum(np.load(folder / "lengths.npy"), dtype=np.int64)
+        self.ids, self.mask = (np.memmap(folder / f, t, "c") for f, t in (("ids.bin", np.int32), ("mask.bin", bool)))
+        if not len(self.ids) == len(self.mask) == self.ends[-1]:
+            raise ValueError(f"{folder} is damaged: {self.ends[-1]} tokens are listed, {len(self.ids)} ids and {len(self.mask)} masks are there; delete it")
+
+    def __len__(self):
+        return len(self.ends)
+
+    def get(self, i):
+        span = slice(self.ends[i - 1] if i else 0, self.ends[i])
+        return self.ids[span], self.mask[span]
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared folder: rows, their (ids, mask), and the plan of packs."""
+    """A prepared folder: rows, their (ids, mask), and the plan of packs. Rows and examples stay on disk until asked for."""
 
     folder: Path
     card: dict
-    rows: list
-    examples: list
+    examples: Examples
     plan: list
+
+    @cached_property
+    def rows(self):
+        return Lines([self.folder / "rows.jsonl"], stored)
 
     def packs(self, first=0, last=None):
         """Return packs first..last of the plan as packing.Packed."""
         return packing.pack(self.examples, self.plan[first:last], self.card["config"]["seq_len"], self.card["pad_id"])
 
 
-def fingerprint(tokenizer):
-    """Digest what a tokenizer does to a few probes: two that agree here give the same ids."""
-    probes = ["Hello world", " 1234 + 5", "a\nb\n\nc", "naïve café ☕ 你好", "<|im_start|>user<|im_end|>", "\tx  y"]
-    return digest([len(tokenizer), chatml.marks(tokenizer), tokenizer.pad_token_id,
-                   [chatml.plain(p, tokenizer) for p in probes]])
-
-
-def cut_prompt(row, cfg, tokenizer):
-    """Shorten the question (its beginning goes first) until the example fits; None if the answer alone is too long."""
-    content = next((m["content"] for m in row.messages if m["role"] == "user"), "")
-    low, high = 0, len(content)
-    best = None
-    while low <= high:  # the fewest characters to remove
-        middle = (low + high) // 2
-        first = next((m for m in row.messages if m["role"] == "user"), None)
-        messages = [{**m, "content": content[middle:]} if m is first else m for m in row.messages]
-        trial = chatml.encode(messages, tokenizer)
-        if len(trial[0]) <= cfg.seq_len:
-            best, high = (trial, messages), middle - 1
-        else:
-            low = middle + 1
-    return best
-
-
-def build(rows, cfg, tokenizer):
-    """Dress and encode rows; every example is proved to teach exactly the assistant's words.
-
-    Args:
-        rows: Rows, possibly endless; reading stops when all steps are filled, with 2 % to spare for padding.
-
-    Returns:
-        (rows, examples, report); the report counts what was dropped or cut, and why.
-
-    Raises:
-        RowError: an example longer than seq_len under too_long "error"; says which, and by how much.
-    """
-    wanted = cfg.steps * cfg.tokens_per_step * 1.02
-    kept, examples, total = [], [], 0
-    report = {"rows": 0, "tokens": 0, "targets": 0, "too_long": 0, "tokens_lost": 0, "cut": 0, "as_they_stand": 0}
-    for row in dressed(rows, cfg):
-        ids, mask = chatml.encode(row.messages, tokenizer)
-        name = row.where or row.id
-        if len(ids) > cfg.seq_len:
-            over = f"{name}: {len(ids)} tokens; seq_len is {cfg.seq_len}"
-            if cfg.too_long == "error":
-                raise RowError(f"{over}; choose too_long 'drop' or 'cut_prompt', or a larger seq_len")
-            was = len(ids)
-            found = cut_prompt(row, cfg, tokenizer) if cfg.too_long == "cut_prompt" else None
-            report["too_long"] += found is None
-            report["cut"] += found is not None
-            report["tokens_lost"] += was - (len(found[0][0]) if found else 0)
-            if found is None:
-                if report["too_long"] >= 1000 and not kept and not hasattr(rows, "__len__"):  # endless rows: not one of a thousand fits
-                    break
-                continue
-            (ids, mask), messages = found
-            row = replace(row, messages=messages)
-        try:
-            chatml.prove(ids, mask, row.messages, tokenizer)
-        except ValueError as e:
-            raise RowError(f"{name}: {e}") from None
-        kept.append(row)
-        examples.append((ids, mask))
-        total += len(ids)
-        report["rows"] += 1
-        report["targets"] += sum(mask)
-        report["as_they_stand"] += not solved(row)
-        if total >= wanted:
-            break
-    report["tokens"] = total
-    if not examples:
-        raise ValueError(f"no row is left to train on: {report['too_long']} were longer than seq_len {cfg.seq_len}")
-    return kept, examples, report
-
-
 def prepare(rows, cfg, tokenizer, folder, origin):
     """Build the prepared folder of a stage, or open it if the same inputs already made it.
 
-    The folder's name ends in a digest of what made it: the rows' origin, tokenizer fingerprint,
-    template, parameters and builder version. It is written to the side and renamed when whole.
+    The folder's name ends in a digest of what made it: the rows' origin, the tokenizer's fingerprint, template, parameters and
+    builder version. It is written to the side and renamed when whole. Memory does not grow with what the rows hold.
 
     Args:
+        rows: rows.Lines, or any Rows, possibly endless: reading stops when all steps are filled (of Lines, at the end of a block).
         origin: anything JSON can hold that identifies the rows (paths with digests, or seeds).
 
     Returns:
-        Prepared.
+        Prepared; its card counts what was dropped or cut, and why.
+
+    Raises:
+        RowError: a row that cannot be used; says which, and why. ValueError: no row is left.
     """
-    keys = ("answers", "system", "few_shot", "template", "seq_len", "packing", "too_long", "steps", "batch_size",
+    keys = ("answers", "system", "few_shot", "template", "learn", "seq_len", "packing", "too_long", "steps", "batch_size",
             "accum", "seed", "name")
-    made_of = {"origin": origin, "tokenizer": fingerprint(tokenizer), "builder": BUILDER,
+    made_of = {"origin": origin, "tokenizer": chatml.fingerprint(tokenizer, cfg.template), "builder": BUILDER,
                "messages": digest([STRATEGIES, ORCA1, ORCA1_IDS, CAUTIOUS, FINAL]),
                **{k: v for k, v in to_json(cfg).items() if k in keys}}
     target = Path(folder) / f"{cfg.name}-{digest(made_of)}"
-    if not target.exists():
-        kept, examples, report = build(rows, cfg, tokenizer)
-        plan = packing.plan([len(e[0]) for e in examples], cfg.seq_len, cfg.steps * cfg.packs_per_step, cfg.packing, cfg.seed)
-        fill = sum(len(examples[i][0]) for p in plan for i in p) / (len(plan) * cfg.seq_len)
-        by = {key: dict(sorted(Counter(getattr(kept[i], key) for p in plan for i in p).items())) for key in ("task", "strategy", "teacher")}
-        card = {"config": to_json(cfg), "made_of": made_of, "pad_id": tokenizer.pad_token_id, "report": report,
-                "packs": len(plan), "fill": fill, "by": by}
-        _write(target, card, kept, examples, plan)
+    if target.exists():
+        return open_prepared(target)
+    side = target.with_name(target.name + ".part")
+    side.mkdir(parents=True, exist_ok=True)
+    report, lengths, tag, tags = Counter(dict.fromkeys(COUNTS, 0)), array("i"), array("i"), {}
+    with open(side / "rows.jsonl", "wb") as lines, open(side / "ids.bin", "wb") as ids, open(side / "mask.bin", "wb") as mask:
+        for block in blocks_of(rows, cfg, chatml.encoder(tokenizer, cfg.template)):
+            lines.write(block.rows), ids.write(block.ids), mask.write(block.mask)
+            lengths.extend(block.lengths)
+            tag.extend(tags.setdefault(t, len(tags)) for t in block.tags)
+            report.update(block.report)
+    if not lengths:
+        raise ValueError(f"no row is left to train on: {report['too_long']} were longer than seq_len {cfg.seq_len}")
+    plan = packing.plan(lengths, cfg.seq_len, cfg.steps * cfg.packs_per_step, cfg.packing, cfg.seed)
+    used = [i for p in plan for i in p]
+    seen, names = Counter(tag[i] for i in used), list(tags)
+    by = {key: dict(sorted(sum((Counter({names[t][k]: n}) for t, n in seen.items()), Counter()).items())) for k, key in enumerate(("task", "strategy", "teacher"))}
+    np.save(side / "lengths.npy", np.array(lengths))
+    write_json(side / "plan.json", plan)
+    write_json(side / "card.json", {"config": to_json(cfg), "made_of": made_of, "pad_id": tokenizer.pad_token_id, "report": report,
+                                    "packs": len(plan), "fill": sum(lengths[i] for i in used) / (len(plan) * cfg.seq_len), "by": by})
+    side.replace(target)
     return open_prepared(target)
 
 
-def _write(target, card, rows, examples, plan):
-    side = target.with_name(target.name + ".part")
-    side.mkdir(parents=True, exist_ok=True)
-    with open(side / "rows.jsonl", "w", encoding="utf-8") as f:
-        f.writelines(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in rows)
-    np.savez(side / "examples.npz", ids=np.concatenate([e[0] for e in examples]).astype(np.int32),
-             mask=np.concatenate([e[1] for e in examples]).astype(bool), ends=np.cumsum([len(e[0]) for e in examples]))
-    write_json(side / "plan.json", plan)
-    write_json(side / "card.json", card)
-    side.replace(target)
-
-
 def open_prepared(folder):
-    """Open a prepared folder; raise if it is not one."""
+    """Open a prepared folder; raise if it is not one, or not whole."""
     folder = Path(folder)
     if not (folder / "card.json").exists():
         raise ValueError(f"{folder} is not a prepared folder: it has no card.json")
-    card = read_json(folder / "card.json")
-    with np.load(folder / "examples.npz") as z:
-        ends = z["ends"][:-1]
-        examples = list(zip(np.split(z["ids"], ends), np.split(z["mask"], ends)))
-    with open(folder / "rows.jsonl", encoding="utf-8") as f:
-        rows = [Row(**json.loads(line)) for line in f]
-    return Prepared(folder, card, rows, examples, read_json(folder / "plan.json"))
-
-
-def origin_of(paths):
-    """Identify files by path and content, for a prepared folder's digest."""
-    import hashlib
-    return [[p.name, hashlib.sha256(p.read_bytes()).hexdigest()[:16]] for p in files(paths)]
+    return Prepared(folder, read_json(folder / "card.json"), Examples(folder), read_json(folder / "plan.json"))

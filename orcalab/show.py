@@ -13,6 +13,7 @@ BLUE, ORANGE, GREEN, SKY, PURPLE, RED, GREY = "#0072B2", "#E69F00", "#009E73", "
 COLOURS = {"base": GREY, "stage1_flan": SKY, "stage2_chatgpt": BLUE, "stage3_gpt4": GREEN, "answer_only": ORANGE}
 NAMES = {"base": "base model", "stage1_flan": "stage 1: short answers", "stage2_chatgpt": "stage 2: explained",
          "stage3_gpt4": "stage 3: strategies, erased", "answer_only": "control: answers only"}
+KINDS = {"special": (PURPLE, 35), "byte": (ORANGE, 33), "digit": (SKY, 36), "character": (BLUE, 34), "piece": (GREY, 90)}  # also for a terminal
 
 
 def _figure(title, x="", y="", height=380, **layout):
@@ -122,17 +123,43 @@ def tokens(ids, mask, tokenizer):
     """Return the tokens of an example as HTML: targets green, context grey, ids on hover."""
     parts = []
     for i, m in zip(ids, mask):
-        text = html.escape(tokenizer.decode([int(i)])).replace("\n", "⏎<br>").replace(" ", "&nbsp;")
+        name = tokenizer.convert_ids_to_tokens(int(i))  # SentencePiece's decoder takes a leading space away
+        text = html.escape(name if "▁" in name else tokenizer.decode([int(i)])).replace("\n", "⏎<br>").replace(" ", "&nbsp;").replace("▁", "&nbsp;")
         style = f"background:{'rgba(0,158,115,.35)' if m else 'rgba(128,128,128,.18)'};border-radius:3px;margin:1px;padding:0 1px"
         parts.append(f'<span style="{style}" title="id {int(i)}, {"target" if m else "context"}">{text}</span>')
-    return f'<div style="font-family:monospace;line-height:1.9">{"".join(parts)}</div>'
+    return f'<div style="font-family:monospace;line-height:1.9;overflow-wrap:anywhere">{"".join(parts)}</div>'
+
+
+def pieces(ids, known, ansi=False):
+    """Return tokens coloured by kind, spaces as ▁: HTML with ids on hover, or its printed twin.
+
+    Args:
+        known: (text, kind) of every id, a kind being one of KINDS.
+    """
+    cells = [(i, known[i][0].replace(" ", "▁").replace("\n", "⏎"), known[i][1]) for i in ids]
+    if ansi:
+        return " ".join(f"\x1b[{KINDS[k][1]}m{t}\x1b[0m" for _, t, k in cells)
+    chip = '<span style="background:{}59;border-radius:3px;margin:1px;padding:0 2px" title="{}">{}</span>'
+    return f"""<div style="font-family:monospace;line-height:1.9">{"<wbr>".join(chip.format(KINDS[k][0], f"id {i}, {k}", html.escape(t)) for i, t, k in cells)}</div>"""
+
+
+def grid(known, width=256):
+    """Draw a vocabulary, a cell an id, in rows of `width` from the top; coloured by kind."""
+    kinds, cells = list(KINDS), lambda f: [[f(i) if i < len(known) else None for i in range(r, r + width)] for r in range(0, len(known), width)]
+    fig = _figure(f"{len(known):,} tokens, one cell each", f"{width} ids in a row", "", height=180 + 4 * (len(known) // width))
+    fig.add_heatmap(z=cells(lambda i: kinds.index(known[i][1])), zmin=-0.5, zmax=len(kinds) - 0.5, showscale=False, dy=width, hoverinfo="text",
+                    text=cells(lambda i: html.escape(f"{i} {known[i][0]!r}")),
+                    colorscale=[[(k + e) / len(kinds), KINDS[n][0]] for k, n in enumerate(kinds) for e in (0, 1)])
+    for name, (colour, _) in KINDS.items():
+        fig.add_scatter(x=[None], y=[None], mode="markers", name=name, marker={"color": colour, "symbol": "square", "size": 11})
+    return fig.update_layout(legend_y=-0.1, yaxis_autorange="reversed", yaxis_tickformat=",", xaxis_showticklabels=False)
 
 
 def painter(encode, text):
-    """Return an ipywidgets view: type a question, watch its tokens. Its printed twin is chatml.paint.
+    """Return an ipywidgets view: type a question, watch its tokens. Its printed twin is chatml.paint, or `pieces` with ansi.
 
     Args:
-        encode: a function from text to HTML, such as one that calls `tokens`.
+        encode: a function from text to HTML, such as one that calls `tokens` or `pieces`.
     """
     import ipywidgets as widgets
     box = widgets.Textarea(value=text, description="user", layout={"width": "95%", "height": "80px"})

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from orcalab import data, model as models, packing
+from orcalab import chatml, model as models, packing
 from orcalab.config import digest, read_json, to_json, write_json
 from orcalab.progress import Progress
 
@@ -37,7 +37,8 @@ class Masters:
     For an fp32 model, master and weight are the same tensor.
     """
 
-    def __init__(self, model, cfg):
+    def __init__(self, model, cfg, still=()):
+        self.still = still  # [(weight, row)] that must not move: the padding token's
         self.names, self.weights = zip(*[(n, p) for n, p in model.named_parameters() if p.requires_grad])
         self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in self.weights]
         matrices = [m for m in self.masters if m.ndim > 1]
@@ -47,6 +48,8 @@ class Masters:
 
     def step(self, lr, clip):
         """Clip, update, copy back; return the gradient norm before clipping."""
+        for weight, row in self.still:
+            weight.grad[row] = 0
         for m, p in zip(self.masters, self.weights):
             m.grad = p.grad if p is m else p.grad.float()
         norm = torch.nn.utils.clip_grad_norm_(self.masters, clip)
@@ -118,9 +121,9 @@ def preflight(model, prepared, tokenizer, cfg, folder):
     models.isolate(model).train()
     limit = 1e-4 if next(model.parameters()).dtype == torch.float32 else 3e-2
     for i in members:
-        data.chatml.prove(*prepared.examples[i], prepared.rows[i].messages, tokenizer)
+        chatml.prove(*prepared.examples[i], prepared.rows[i].messages, tokenizer, cfg.learn)
     report = {"loss_packed": both, "loss_alone": apart, "loss_first": alone[0], "loss_first_own": own, "difference": abs(both - apart), "limit": limit, "leak": leak,
-              "targets_of_first_row": tokenizer.decode(data.chatml.learned(*prepared.examples[members[0]]))}
+              "targets_of_first_row": tokenizer.decode(chatml.learned(*prepared.examples[members[0]]))}
     write_json(folder / "preflight.json", report)
     if report["difference"] > limit or leak > 0:
         raise ValueError(f"packed examples see each other: loss {both:.4f} packed, {apart:.4f} alone (limit {limit}), leak "
@@ -161,12 +164,13 @@ def save_checkpoint(folder, step, masters, seal):
 
 def seal_of(cfg, prepared, weights, dtype):
     """Return what a run depends on, `weights` being the digest it starts from; a changed part refuses to resume."""
-    return {"config": cfg.settings, "data": prepared.folder.name, "weights": weights, "dtype_used": str(dtype)}
+    return {"config": cfg.settings, "data": prepared.folder.name, "tokenizer": prepared.card["made_of"]["tokenizer"], "weights": weights,
+            "dtype_used": str(dtype)}
 
 
 def difference(old, new):
     """Say in words where two seals differ."""
-    flat = [{**s["config"], **{k: s.get(k) for k in ("data", "weights", "dtype_used")}} for s in (old, new)]
+    flat = [{**s["config"], **{k: s.get(k) for k in ("data", "tokenizer", "weights", "dtype_used")}} for s in (old, new)]
     return ", ".join(f"{k}: {flat[0].get(k)!r} -> {v!r}" for k, v in flat[1].items() if flat[0].get(k) != v)
 
 
@@ -195,16 +199,16 @@ def train(cfg, prepared, start=None):
                          "choose another out, or delete that folder")
     if cfg.finished:
         return read_json(folder / "results.json")
-    model, tokenizer, origin = models.load(start or cfg.base, dtype, device)
-    made = prepared.card["made_of"]["tokenizer"]
-    if made != data.fingerprint(tokenizer):
-        raise ValueError(f"{prepared.folder} was made with another tokenizer ({made}, the model's is "
-                         f"{data.fingerprint(tokenizer)}); prepare the rows again with this model")
+    model, tokenizer, origin = models.load(start or cfg.base, dtype, device, cfg.template)
+    made, own = prepared.card["made_of"]["tokenizer"], chatml.fingerprint(tokenizer)
+    if made != own:
+        raise ValueError(f"{prepared.folder} was made with another tokenizer or template ({made}, the model's is {own}); "
+                         "prepare the rows again with this model")
     preflight(models.isolate(model), prepared, tokenizer, cfg, folder)
     write_json(folder / "config.json", {
         **to_json(cfg), "seal": seal, "origin": origin, "dtype_used": str(dtype), "device_used": device,
         "versions": {p: version(p) for p in ("orcalab", "torch", "transformers")} | {"python": platform.python_version()}})
-    masters, done = Masters(model, cfg), 0
+    masters, done = Masters(model, cfg, models.pad_rows(model, tokenizer)), 0
     if saved := checkpoints(folder):
         state = read_json(saved[-1] / "state.json")
         if state["seal"] != digest(seal):

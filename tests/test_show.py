@@ -98,3 +98,13 @@ def test_the_report_opens_offline(tmp_path, run):
 def show_js():
     from plotly.offline import get_plotlyjs
     return get_plotlyjs()
+
+
+def test_pieces_are_coloured_by_kind_and_a_vocabulary_is_a_grid():
+    known = [("<s>", "special"), ("<0A>", "byte"), ("7", "digit"), (" the", "piece"), ("<b>", "piece")]
+    page = show.pieces([0, 1, 3, 4], known)
+    assert page.count("<span") == 4 and "▁the" in page and "&lt;b&gt;" in page and 'title="id 1, byte"' in page and "<b>" not in page
+    assert show.pieces([3, 2], known, ansi=True) == "\x1b[90m▁the\x1b[0m \x1b[36m7\x1b[0m"
+    heat, *legend = show.grid(known, width=2).data
+    assert [[None if v is None or v != v else int(v) for v in r] for r in heat.z] == [[0, 1], [2, 4], [4, None]] and heat.dy == 2
+    assert [s.name for s in legend] == list(show.KINDS)

@@ -12,16 +12,16 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT
 
-from orcalab import config, data, model as models, teacher, train
+from orcalab import config, data, generate, model as models, teacher, train
 from orcalab.config import Config
 
 
 @pytest.fixture
-def stage(recipe, tokenizer):
+def stage(recipe):
     """(cfg, prepared) of a stage with short packs; changes are given as keywords."""
     def make(name="stage2_chatgpt", **changes):
         cfg = recipe.stage(name, **{"seq_len": 512, "start": "base", **changes})
-        return cfg, teacher.prepare(recipe, cfg, tokenizer)
+        return cfg, teacher.prepare(recipe, cfg, models.load_tokenizer("tiny-random", cfg.template))
     return make
 
 
@@ -35,6 +35,9 @@ def weights(folder):
 
 
 # ------------------------------------------------------------------------------------------------- steps
+
+PADDING = 256  # the id of tiny-random's [PAD], whose row gets no gradient
+
 
 def reference(cfg, prepared):
     """Train with a plain loop: one example at a time, full logits, transformers' attention, torch's AdamW."""
@@ -52,6 +55,7 @@ def reference(cfg, prepared):
             total = total + (F.cross_entropy(logits, ids[1:], reduction="none") * mask[1:]).sum()
             targets += int(mask[1:].sum())
         (total / targets).backward()
+        model.get_input_embeddings().weight.grad[PADDING] = 0
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip).item()
         share = (step - cfg.warmup) / (cfg.steps - cfg.warmup)
         lr = cfg.lr * ((step + 1) / cfg.warmup if step < cfg.warmup else 0.55 + 0.45 * math.cos(math.pi * share))
@@ -332,3 +336,30 @@ def test_learning_rate_at_its_corners():
     assert 0.1 < train.learning_rate(cfg, 11) < 0.13 and train.learning_rate(replace(cfg, warmup=0), 0) == 1.0
     assert [train.learning_rate(replace(cfg, schedule="constant"), s) for s in (0, 2, 11)] == [0.5, 1.0, 1.0]
     assert train.learning_rate(replace(cfg, steps=1, warmup=1), 0) == 1.0
+
+
+# --------------------------------------------------------------------------------------- tokens and templates
+
+def test_the_padding_row_that_we_added_never_moves(stage):
+    cfg, prepared = stage(steps=4, lr=1e-2)
+    before, tokenizer, _ = models.load("tiny-random")
+    assert tokenizer.pad_token_id == PADDING
+    train.train(cfg, prepared)
+    was, now = before.get_input_embeddings().weight, weights(cfg.folder)["model.embed_tokens.weight"]
+    assert torch.equal(was[PADDING], now[PADDING]) and not torch.equal(was[PADDING - 1], now[PADDING - 1])
+    tokenizer.pad_token = "a"  # a padding that texts hold is trained like any other token
+    assert models.pad_rows(before, tokenizer) == []
+
+
+def test_a_student_is_trained_and_asked_in_openassistants_template(stage):
+    cfg, prepared = stage(template="openassistant", steps=2)
+    train.train(cfg, prepared)
+    student = generate.Student(cfg.folder / "model", "cpu", "fp32")
+    marks = student.tokenizer.convert_tokens_to_ids(["<|prompter|>", "<|assistant|>", "</s>"])
+    prompt = student.prompt("2+2", None)
+    assert prompt[0] == marks[0] and prompt[-2:] == marks[:0:-1] and student.ends == [marks[2]]
+    assert config.read_json(cfg.folder / "model" / "orcalab.json")["template"] == "openassistant"
+    with pytest.raises(ValueError, match="made for the template 'openassistant', not 'chatml'"):
+        train.train(replace(cfg, name="next", template="chatml"), prepared, cfg.folder / "model")
+    answer = student.ask("2+2", max_new_tokens=5)
+    assert answer.tokens <= 5 and student.encoder.tokens.bytes_of(answer.ids).decode(errors="replace").startswith(answer.text)

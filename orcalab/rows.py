@@ -1,0 +1,197 @@
+"""Rows from files: an index of lines in memory, each row read, checked and made when it is asked for."""
+
+import hashlib
+import json
+import os
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from random import Random
+
+from orcalab import chatml
+from orcalab.config import RowError, choose, nearest
+from orcalab.strategies import FLAN_COT
+
+FIELDS = ("messages", "system_prompt", "question", "response", "id", "source", "task", "strategy", "teacher",
+          "original_system", "answer", "explanation")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training item: messages plus where they come from."""
+
+    messages: list
+    id: str = ""
+    source: str = ""
+    task: str = ""
+    strategy: str = ""
+    teacher: str = ""
+    original_system: str = ""
+    answer: str = ""  # the gold answer, where one is known
+    explanation: str = ""  # the worked answer, without its final line
+    where: str = field(default="", compare=False)  # file:line, for errors
+
+
+def jsonl(path, number, text):
+    """Return the row of a JSONL line: `messages`, or `system_prompt` / `question` / `response`.
+
+    Raises:
+        RowError: file:line and the field; a line that is not JSON, a missing or misspelt field, a
+            conversation that does not end with the assistant.
+    """
+    where, source = f"{path}:{number}", path.stem
+    try:
+        item = json.loads(text)
+    except json.JSONDecodeError as e:
+        cut = " (is the line cut off?)" if e.pos >= len(text) - 1 or "Unterminated" in e.msg else ""
+        raise RowError(f"{where}: not JSON at character {e.pos + 1}: {e.msg}{cut}") from None
+    if not isinstance(item, dict):
+        raise RowError(f"{where}: a line must hold an object, got {text[:40]!r}")
+    for key in item:  # a message nobody reads would be lost without a word
+        if key not in FIELDS and "system_prompt" not in item and get_close_matches(key, ["system_prompt"], 1, 0.85):
+            raise RowError(f"{where}: {key!r}: did you mean 'system_prompt'?")
+    if "messages" in item:
+        messages = item["messages"]
+    elif {"question", "response"} <= set(item):
+        system = [{"role": "system", "content": item["system_prompt"]}] if item.get("system_prompt") else []
+        messages = [*system, {"role": "user", "content": item["question"]}, {"role": "assistant", "content": item["response"]}]
+    else:
+        missing = ["question", "response"] if {"question", "response"} & set(item) else ["messages"]
+        odd = [k for k in item if k not in FIELDS]
+        hint = nearest(odd[0], FIELDS).replace("did you mean", f"{odd[0]!r}: did you mean") if odd else ""
+        raise RowError(f"{where}: missing {[m for m in missing if m not in item]}{hint}")
+    try:
+        chatml.check(messages, answered=True)
+    except ValueError as e:
+        raise RowError(f"{where}: {e}") from None
+    extra = {k: str(item[k]) for k in FIELDS[4:] if item.get(k) is not None}
+    return Row(**{"id": f"{source}-{number}", "source": source, "task": source, **extra}, messages=messages, where=where)
+
+
+def tsv(path, number, text):
+    """Return the row of a line of FLAN's CoT files: question, answer, explanation, a backslash-n for a newline."""
+    name = path.stem.removesuffix("_train")
+    parts = [p.replace("\\n", "\n").strip() for p in text.split("\t")]
+    if len(parts) != 3 or not all(parts):
+        empty = [n for n, p in zip(("question", "answer", "explanation"), parts + [""] * 3) if not p]
+        raise RowError(f"{path}:{number}: expected question, answer, explanation between tabs, got {len(parts)} "
+                       f"fields{f', empty: {empty}' if empty else ''}")
+    question, answer, explanation = parts
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return Row(id=f"{name}-{number}", source="flan_cot", task=name, strategy=FLAN_COT.get(name, "explain-then-answer"),
+               teacher="human", messages=messages, answer=answer, explanation=explanation, where=f"{path}:{number}")
+
+
+def stored(path, number, text):
+    """Return the row of a line that a prepared folder holds."""
+    return Row(**json.loads(text))
+
+
+READERS = {".jsonl": jsonl, ".tsv": tsv}
+
+
+class OnDisk(Sequence):
+    """A sequence that fetches an item when it is asked for, so that memory does not grow with what the items hold."""
+
+    def __getitem__(self, at):
+        if isinstance(at, slice):
+            return [self.get(i) for i in range(*at.indices(len(self)))]
+        if not -len(self) <= at < len(self):
+            raise IndexError(f"there are {len(self)} items, number {at} is not among them")
+        return self.get(at % len(self))
+
+    def __eq__(self, other):
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other))
+
+
+class Lines(OnDisk):
+    """The rows of files, a line each, in an order: some 20 bytes a row in memory. Can be sent to another process.
+
+    Args:
+        reader: makes a Row of (path, line number, text); None chooses by the file's ending.
+        seed: shuffles, so that files mix; None keeps the order of the files.
+
+    Raises:
+        RowError: an empty file; and, when a row is asked for, whatever is wrong with its line.
+    """
+
+    def __init__(self, paths, reader=None, seed=None):
+        self.paths, self.reader, self.open = [Path(p) for p in paths], reader, {}  # open: file descriptors, as far as rows were asked for
+        self.file, self.number, self.start, self.size = array("H"), array("l"), array("q"), array("l")
+        for n, path in enumerate(self.paths):
+            before, at = len(self.file), 0
+            with open(path, "rb") as f:
+                for number, line in enumerate(f, 1):
+                    if line.strip() and line.strip() != b"\xef\xbb\xbf":
+                        self.file.append(n), self.number.append(number), self.start.append(at), self.size.append(len(line))
+                    at += len(line)
+            if len(self.file) == before:
+                raise RowError(f"{path}: the file is empty")
+        order = list(range(len(self.file)))
+        if seed is not None:
+            Random(seed).shuffle(order)
+        self.order = array("l", order)
+
+    def __len__(self):
+        return len(self.order)
+
+    def __getstate__(self):
+        return {**vars(self), "open": {}}
+
+    def __del__(self):
+        for file in vars(self).get("open", {}).values():
+            os.close(file)
+
+    def get(self, i):
+        k = self.order[i]
+        n, number = self.file[k], self.number[k]
+        if n not in self.open:
+            self.open[n] = os.open(self.paths[n], os.O_RDONLY)
+        line = os.pread(self.open[n], self.size[k], self.start[k])
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as e:
+            raise RowError(f"{self.paths[n]}:{number}: not UTF-8 at byte {e.start} ({line[e.start]:#04x}); save the file as UTF-8") from None
+        return (self.reader or READERS[self.paths[n].suffix])(self.paths[n], number, text)
+
+
+def files(paths):
+    """Return the readable files behind comma-separated paths of files and folders, sorted."""
+    found = []
+    for path in map(Path, str(paths).split(",")):
+        if not path.exists():
+            near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+            raise ValueError(f"no file or folder {path}{near}")
+        inside = sorted(p for p in path.iterdir() if p.suffix in READERS) if path.is_dir() else [path]
+        if not inside:
+            raise ValueError(f"{path} holds no {' or '.join(READERS)} file")
+        found += inside
+    for path in found:
+        choose(path.suffix, READERS, f"reader ({path})")
+    return found
+
+
+def read(paths, seed=0, check=True):
+    """Return every row of the files behind `paths`, shuffled by `seed` so that files mix (None: in order).
+
+    Args:
+        check: read every line now, in the files' order, and raise for the first that is wrong. `data.prepare` does that anyway.
+
+    Raises:
+        RowError, ValueError: before anything is trained; names file, line and field.
+    """
+    if check:
+        for _ in Lines(files(paths)):
+            pass
+    return Lines(files(paths), seed=seed)
+
+
+def origin_of(paths):
+    """Identify files by name and content, for a prepared folder's digest."""
+    out = []
+    for path in files(paths):
+        with open(path, "rb") as f:
+            out.append([path.name, hashlib.file_digest(f, "sha256").hexdigest()[:16]])
+    return out
