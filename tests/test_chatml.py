@@ -98,10 +98,32 @@ def test_a_bos_token_comes_first_and_is_not_learned(tokenizer):
     ([{"role": "user", "content": None}], r"messages\[0\]\['content'\] must be text, got NoneType"),
     (talk(("user", "a"), ("system", "b")), r"messages\[1\]: a system turn may only come first"),
     (talk(("user", "a"), ("user", "b")), r"messages\[1\]: two user turns in a row"),
+    (talk(("system", "b"), ("user", "a"), system="a"), r"messages\[1\]: a system turn may only come first, and once"),
 ])
 def test_a_wrong_conversation_says_what_is_wrong(messages, message, tokenizer):
     with pytest.raises(ValueError, match=message):
         chatml.encode(messages, tokenizer)
+
+
+def test_a_row_to_learn_from_ends_with_an_answer():
+    with pytest.raises(ValueError, match="messages ends with a user turn: there is no answer to learn"):
+        chatml.check([*SINGLE, {"role": "user", "content": "Why?"}], answered=True)
+    chatml.check(SINGLE, answered=True)
+
+
+@pytest.mark.parametrize("wrong, message", [({"template": "chatlm"}, "no template named 'chatlm'; did you mean 'chatml'"),
+                                            ({"empty_system": "non"}, "no empty_system named 'non'; did you mean 'none'")])
+def test_names_that_do_not_exist(wrong, message, tokenizer):
+    with pytest.raises(ValueError, match=message):
+        chatml.encode(SINGLE, tokenizer, **wrong)
+
+
+def test_an_empty_system_message_is_a_turn_or_none_by_name(tokenizer):
+    asked = talk(("user", "2+2"), ("assistant", "4"))
+    empty = talk(("user", "2+2"), ("assistant", "4"), system="")
+    encode = lambda m, choice=None: chatml.encode(m, tokenizer, empty_system=choice)
+    assert encode(empty, "none") == encode(asked) == encode(asked, "turn") and encode(empty) == encode(empty, "turn") != encode(asked)
+    assert encode(SINGLE, "none") == encode(SINGLE)  # a message with words stays
 
 
 def test_learn_is_all_or_last(tokenizer):
