@@ -30,7 +30,7 @@ def write_rows(path, count, folder):
     from orcalab import data, recipes, teacher
     recipe = recipes.get("laptop")
     cfg = recipe.stage("stage2_chatgpt")
-    rows = data.read(folder, 0) if folder else list(islice(teacher.rows_of(recipe, cfg)[0], min(count, 3000)))
+    rows = data.read(folder, 0) if folder else list(islice(teacher.rows_of(recipe, cfg)[0], min(count, 15_000)))
     talks = [r.messages for r in data.dressed(rows, cfg)]
     with open(path, "w", encoding="utf-8") as f:
         for n, messages in enumerate(islice(cycle(talks), count)):
@@ -46,11 +46,13 @@ def ours(path, name, processes, out):
     tokenizer = model.load_tokenizer(name)
     begun = time.perf_counter()
     rows = data.read(path, 0, check=False)
-    cfg = Config(name="bench", system="keep", seq_len=SEQ_LEN, steps=10**7 // SEQ_LEN, processes=processes, out=out)
+    cfg = Config(name="bench", system="keep", seq_len=SEQ_LEN, processes=processes, out=out)
     # as many steps as the rows fill once: found by a first, small look at them
-    size = sum(sum(len(p) for p, _ in data.chatml.encoder(tokenizer).parts(rows[i].messages)) // 4 for i in range(0, len(rows), len(rows) // 500))
-    cfg = data.replace(cfg, steps=int(1.03 * size / len(range(0, len(rows), len(rows) // 500)) * len(rows) / SEQ_LEN))
+    some = range(0, len(rows), max(1, len(rows) // 500))
+    size = sum(len(p) for i in some for p, _ in data.chatml.encoder(tokenizer).parts(rows[i].messages)) / 4 / len(some)
+    cfg = data.replace(cfg, steps=int(1.05 * size * len(rows) / SEQ_LEN) + 1)
     made = data.prepare(rows, cfg, tokenizer, Path(out) / "prepared", "bench")
+    assert made.card["report"]["rows"] == len(rows), "not every row was prepared"
     return {"seconds": time.perf_counter() - begun, **made.card["report"]}
 
 
@@ -97,6 +99,7 @@ def main(count=12_000, folder="", name="llama-standin", repeats=2):
                 for side in ("ours", "trl"):
                     said[side] = child(side, path, name, processes, f"{out}/{side}-{processes}-{n}")
                     speed.setdefault((side, processes), []).append(int(count) / said[side]["seconds"])
+            assert [said["ours"][k] for k in ("tokens", "targets")] == [said["trl"][k] for k in ("tokens", "targets")], "the two sides did other work"
             a, b = (statistics.median(speed[side, processes]) for side in ("ours", "trl"))
             print(f"{processes} process(es): ours {a:.0f} rows/s, TRL {b:.0f}, ratio {a / b:.2f}; tokens {said['ours']['tokens']} and {said['trl']['tokens']}, "
                   f"targets {said['ours']['targets']} and {said['trl']['targets']}, peak {said['ours']['peak_gib']} and {said['trl']['peak_gib']} GiB", flush=True)

@@ -14,6 +14,7 @@ the tokenizer cannot give back is an error, not a loss.
 True
 """
 
+import json
 import re
 from array import array
 from dataclasses import dataclass
@@ -107,13 +108,15 @@ class Encoder:
     """
 
     def __init__(self, tokenizer, template=None):
-        self.template = TEMPLATES[choose(template or template_of(tokenizer), TEMPLATES, "template")]
+        self.name = choose(template or template_of(tokenizer), TEMPLATES, "template")
+        self.template = TEMPLATES[self.name]
         self.ids = {role: self._mark(token, tokenizer) for role, (token, _) in self.template.opens.items()}
         self.end = self._mark(self.template.end or tokenizer.eos_token, tokenizer)
         self.marks = [*dict.fromkeys(self.ids.values()), self.end]
         bos = tokenizer.bos_token_id
-        self.bos = bos if bos not in (None, *self.marks) else None  # some chat models open turns with their bos
+        self.bos = bos if bos not in (None, *self.ids.values()) else None  # some chat models open turns with their bos
         self.tokens, self.turns = Tokens(tokenizer), {}
+        self.special = self.tokens.special | {*self.marks, bos}  # ids that content never has
 
     def _mark(self, token, tokenizer):
         number = tokenizer.convert_tokens_to_ids(token) if token else None
@@ -135,10 +138,14 @@ class Encoder:
             raise ValueError(f"this tokenizer joins {text!r} and {said[:20]!r}, so that a prompt would be no prefix of what is learned")
         return both[head:] + pack(self.end)
 
+    def kept(self, messages, empty_system=None):
+        """Return the messages that get a turn: all, or all but an empty system message."""
+        drop = (empty_system or self.template.empty_system) == "none"
+        return [m for m in messages if m["role"] != "system" or m["content"]] if drop else messages
+
     def parts(self, messages, reply=False, learn="all", empty_system=None):
         """Return [(packed ids, 1 if learned)] of checked messages, in one pass; `encode` says what the arguments mean."""
-        if (empty_system or self.template.empty_system) == "none":
-            messages = [m for m in messages if m["role"] != "system" or m["content"]]
+        messages = self.kept(messages, empty_system)
         out, joint = [(b"" if self.bos is None else pack(self.bos), 0)], b""
         last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=None) if learn == "last" else None
         for i, m in enumerate(messages):
@@ -147,7 +154,7 @@ class Encoder:
                 body = self.body(role, content)
             elif (body := self.turns.get((content,))) is None:  # system messages repeat: each is encoded once
                 body = self.body(role, content)
-                if len(self.turns) < 5000:
+                if len(self.turns) < 2000 and len(content) < 4000:
                     self.turns[content,] = body
             out += (joint + self.open(role), 0), (body, int(role == "assistant" and (learn == "all" or i == last)))
             joint = joint or self.tokens.content(self.template.joint)
@@ -165,8 +172,10 @@ _encoders = WeakKeyDictionary()
 def encoder(tokenizer, template=None):
     """Return the Encoder of a tokenizer, made once for what the tokenizer is now; an Encoder is returned as it is."""
     if isinstance(tokenizer, Encoder):
+        if template not in (None, tokenizer.name):
+            raise ValueError(f"this encoder is for the template {tokenizer.name!r}, not {template!r}")
         return tokenizer
-    now = (template or template_of(tokenizer), len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
+    now = (template or template_of(tokenizer), len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, id(getattr(tokenizer, "backend_tokenizer", None)))
     if _encoders.get(tokenizer, (None,))[0] != now:
         _encoders[tokenizer] = now, Encoder(tokenizer, now[0])
     return _encoders[tokenizer][1]
@@ -221,19 +230,26 @@ def learned(ids, mask):
     return [i for i, m in zip(ids, mask) if m]
 
 
-def prove(ids, mask, messages, tokenizer, learn="all"):
-    """Raise unless the targets decode to exactly the assistant's words, each turn with its end token.
+def prove(ids, mask, messages, tokenizer, learn="all", template=None, empty_system=None):
+    """Raise unless the special ids are the messages' own structure, and the targets decode to the assistant's words and ends.
 
     Args:
-        tokenizer: a tokenizer, or its Encoder.
+        tokenizer: a tokenizer, or its Encoder; the other arguments are those of `encode`.
+
+    Raises:
+        ValueError: shows both sides of the first difference.
     """
-    e = encoder(tokenizer)
+    e = encoder(tokenizer, template)
+    structure = [i for i in ids if i in e.special]
+    turns = [i for m in e.kept(messages, empty_system) for i in (e.ids[m["role"]], e.end)]
+    if structure != ([] if e.bos is None else [e.bos]) + turns:
+        raise ValueError(f"the special tokens are {structure!s:.200}, the messages need {turns!s:.200}")
     said = [m["content"] for m in messages if m["role"] == "assistant"]
     said = said[-1:] if learn == "last" else said
     lead, own = e.template.lead.encode(), b"" if e.template.opens["assistant"][1] else e.tokens.prefix  # own: only before a text's first word
     want = b"".join(lead + (own if words else b"") + e.tokens.as_read(words).encode() + e.tokens.bytes[e.end] for words in said)
     targets = learned(ids, mask)
-    if e.tokens.bytes_of(targets) != want or targets.count(e.end) != len(said):
+    if e.tokens.bytes_of(targets) != want:
         raise ValueError(f"the targets decode to {e.tokens.bytes_of(targets).decode(errors='replace')!r:.200}, "
                          f"the assistant said {want.decode(errors='replace')!r:.200}")
 
@@ -248,12 +264,12 @@ TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 
 def self_test(tokenizer, template=None):
     """Try a tokenizer on probes and return what it does, as ids; raise where it would break a conversation.
 
-    Checked are ids, never flags: a mark is one id and its name in a text is not; padding is no end; there is one BOS; the chat
-    prompt is a prefix; the tokenizer's own chat_template gives the same ids and mask. Of Llama 2's tokenizer with Orca 2's three
-    tokens also: digits are split, every byte falls back, and no space stands behind a mark, as its old slow tokenizer had it.
+    Checked are ids, never flags: a mark is one id and its name in a text is not; padding is no end; a conversation has its marks and
+    one BOS and no other special id; the tokenizer's own chat_template gives the same ids and mask. Of a SentencePiece BPE of 32,000
+    pieces, Llama's size, also: digits are split, every byte falls back, and spaces are where Llama's slow tokenizer had them.
 
     Returns:
-        dict: size, marks, pad, bos, digits_split, lost (ASCII characters that it cannot say), probes, talk, mask.
+        dict: size, marks, pad, bos, digits_split, lost (ASCII characters that it cannot say), probes, talk, mask, vocabulary (a digest).
 
     Raises:
         ValueError: which of these failed, with the ids.
@@ -275,24 +291,22 @@ def self_test(tokenizer, template=None):
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id, *e.marks):
         raise ValueError(f"padding ({tokenizer.pad_token!r}, id {tokenizer.pad_token_id}) must be a token of its own, not an end")
     ids, mask = encode(TALK, tokenizer, template=template)
-    if e.bos is not None and (ids.count(e.bos), ids[0]) != (1, e.bos):
-        raise ValueError(f"BOS ({e.bos}) must stand at the start and nowhere else: {ids}")
-    prompt = encode(TALK[:-1], tokenizer, reply=True, template=template)[0]
-    if ids[: len(prompt)] != prompt:
-        raise ValueError(f"the chat prompt is no prefix of the training ids: {prompt} and {ids}")
+    prove(ids, mask, TALK, e)
     theirs = tokenizer.apply_chat_template(TALK, chat_template=e.template.jinja, return_dict=True, return_assistant_tokens_mask=True)
     if (theirs["input_ids"], theirs["assistant_masks"]) != (ids, mask):
         raise ValueError(f"the tokenizer's chat_template gives other ids or another mask than the builder: {theirs['input_ids']} and {ids}")
-    if e.marks == [32001, 32002] and e.tokens.prefix:
+    spec = json.loads(e.tokens.spec)["model"]
+    llama = spec.get("byte_fallback") and len(spec["vocab"]) == 32_000
+    if llama and e.tokens.prefix:
         raise ValueError("Llama 2's slow tokenizer put no space behind a special token, this one does behind every mark (transformers #27132): load it with "
                          "legacy=False; if a tokenizer.json of an old version lies beside tokenizer.model, delete it")
     digits, lost = len(said("0123456789") or "") == 10, [c for c in map(chr, range(128)) if said(c) is None]
     spaces = tokenizer.convert_ids_to_tokens(said("a  b") or [])
-    if e.marks == [32001, 32002] and (not digits or lost or spaces != ["a", "▁", "▁b"]):
+    if llama and (not digits or lost or spaces != ["a", "▁", "▁b"]):
         raise ValueError(f"Llama 2's tokenizer does not do here what its slow one did: digits split {digits}, characters lost {lost}, 'a  b' is {spaces}. "
-                         "Keep tokenizer.model, and delete the tokenizer.json beside it")
+                         "Load it from its tokenizer.model, without a tokenizer.json beside it")
     return {"size": len(tokenizer), "marks": e.marks, "pad": tokenizer.pad_token_id, "bos": e.bos, "digits_split": digits, "lost": lost,
-            "probes": [said(p) for p in PROBES], "talk": ids, "mask": mask}
+            "probes": [said(p) for p in PROBES], "talk": ids, "mask": mask, "vocabulary": digest([spec["vocab"], spec["merges"]])}
 
 
 def fingerprint(tokenizer, template=None):

@@ -2,17 +2,19 @@
 
 import json
 import os
+import pickle
 import signal
 import threading
 from array import array
 from collections import Counter, deque
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -124,10 +126,10 @@ def block_of(rows, cfg, encoder, number=0, wanted=float("inf")):
             ids, mask = b"".join([p for p, _ in parts]), b"".join([(b"\1" if learn else b"\0") * (len(p) // 4) for p, learn in parts])
             if size:
                 chatml.prove(array("i", ids), mask, row.messages, encoder, cfg.learn)
+                text.append(json.dumps(vars(row), ensure_ascii=False).encode() + b"\n")
         except ValueError as e:
             raise RowError(f"{row.where or row.id}: {e}") from None
         if size:
-            text.append(json.dumps(vars(row), ensure_ascii=False).encode() + b"\n")
             all_ids.append(ids), all_masks.append(mask), lengths.append(size), tags.append((row.task, row.strategy, row.teacher))
             report.update(rows=1, tokens=size, targets=mask.count(1), as_they_stand=int(not solved(row)))
         if report["tokens"] >= wanted or report["too_long"] >= 1000 and not lengths and not hasattr(rows, "__len__"):  # endless, and none of a thousand fits
@@ -155,9 +157,9 @@ def cut_prompt(row, cfg, encoder):
 _mine = ()  # what a worker process works on: rows, cfg, encoder
 
 
-def _start(*mine):
+def _start(work):
     global _mine
-    _mine = mine
+    _mine = pickle.loads(Path(work).read_bytes())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()  # nor outlive it
 
@@ -178,13 +180,16 @@ def _span(rows, block):
 @contextmanager
 def _workers(rows, cfg, encoder):
     """Give a function that does a job on blocks of rows, in several processes if there are many, and yields the results in order."""
-    number = 1 if len(rows) <= 2 * BLOCK else min(cfg.processes or os.cpu_count() or 1, -(-len(rows) // BLOCK))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    number = 1 if len(rows) <= 2 * BLOCK else min(cfg.processes or cores, -(-len(rows) // BLOCK))
     if number == 1:
         global _mine
         _mine = rows, cfg, encoder
         yield map
         return
-    with ProcessPoolExecutor(number, get_context("spawn"), _start, (rows, cfg, encoder)) as pool:
+    with TemporaryDirectory() as side, ProcessPoolExecutor(number, get_context("spawn"), _start, (f"{side}/work",)) as pool:
+        Path(side, "work").write_bytes(pickle.dumps((rows, cfg, encoder)))  # a file: a pipe to a process that died would block
+
         def each(job, blocks):
             waiting = deque()
             for block in blocks:
@@ -195,6 +200,9 @@ def _workers(rows, cfg, encoder):
                 yield waiting.popleft().result()
         try:
             yield each
+        except BrokenExecutor as e:
+            raise OSError("a process that prepares rows ended before its time. Was there enough memory? Does your script work under "
+                          "`if __name__ == '__main__':`? With processes 1 there is no other process") from e
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -262,7 +270,7 @@ def prepare(rows, cfg, tokenizer, folder, origin):
     """Build the prepared folder of a stage, or open it if the same inputs already made it.
 
     The folder's name ends in a digest of what made it: the rows' origin, the tokenizer's fingerprint, template, parameters and
-    builder version. It is written to the side and renamed when whole. Memory does not grow with what the rows hold.
+    builder version. It is written to the side and renamed when whole. Memory grows by some tens of bytes a row, not with what rows hold.
 
     Args:
         rows: rows.Lines, or any Rows, possibly endless: reading stops when all steps are filled (of Lines, at the end of a block).

@@ -30,7 +30,8 @@ def smollm2():
         model = AutoModelForCausalLM.from_pretrained(**at, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
         model.config.name_or_path = "smollm2-135m"
         folder = Path(side, "model")
-        save(folder, model, fit_tokenizer(AutoTokenizer.from_pretrained(**at)))
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(**at).save_pretrained(folder)
         folder.replace(target)
     return target
 
@@ -57,22 +58,18 @@ def fit_tokenizer(tokenizer, template=None):
     """Give a tokenizer a template's tokens, as far as it lacks them, a pad that is not its end, and the template itself.
 
     Llama 2's 32,000 pieces become Orca 2's 32,003: [PAD] 32000, <|im_start|> 32001, <|im_end|> 32002.
-
-    Raises:
-        ValueError: a name that is no template's; a tokenizer that was trained with the other one.
     """
     from tokenizers import AddedToken
     name = template or chatml.template_of(tokenizer)
     made = chatml.TEMPLATES[choose(name, chatml.TEMPLATES, "template")]
-    if name != chatml.template_of(tokenizer) and tokenizer.chat_template in [t.jinja for t in chatml.TEMPLATES.values()]:
-        raise ValueError(f"this tokenizer was made for the template {chatml.template_of(tokenizer)!r}, not {name!r}: start from a base model")
-    have = tokenizer.get_vocab()
-    end = made.end if made.end in have else tokenizer.eos_token or made.end or "</s>"
+    have, end = tokenizer.get_vocab(), tokenizer.eos_token or made.end or "</s>"
     pad = tokenizer.pad_token
     if pad is None or pad in (end, made.end, tokenizer.eos_token):
         pad = "<|endoftext|>" if "<|endoftext|>" in have and end != "<|endoftext|>" else made.new[0]
-    new = [t for t in dict.fromkeys((pad, *made.new[1:], end)) if t not in have]
-    tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in new], special_tokens=True)
+    known = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special and not t.normalized}
+    # also those that the tokenizer has as ordinary pieces, or as added tokens of another kind, as an added_tokens.json alone makes them
+    new = [AddedToken(t, special=True, normalized=False) for t in dict.fromkeys((pad, *made.new[1:], end)) if t not in known]
+    tokenizer.add_tokens(new, special_tokens=True)
     tokenizer.pad_token, tokenizer.eos_token, tokenizer.chat_template, tokenizer.padding_side = pad, end, made.jinja, "left"
     return tokenizer
 
@@ -97,9 +94,8 @@ def mend_merges(tokenizer, file):
     lowest score, so it would read two spaces before a word as one piece, where the slow tokenizer kept the word's own space with it.
     """
     from transformers.convert_slow_tokenizer import SentencePieceExtractor, generate_merges
-    spec = json.loads(tokenizer.backend_tokenizer.to_str())
-    if spec["model"]["type"] == "BPE":
-        pieces = SentencePieceExtractor(file).proto.pieces
+    spec, pieces = json.loads(tokenizer.backend_tokenizer.to_str()), SentencePieceExtractor(file).proto.pieces
+    if spec["model"]["type"] == "BPE" and all(spec["model"]["vocab"].get(p.piece) == i for i, p in enumerate(pieces)):
         unmade = {p.piece for p in pieces if p.type in (2, 3, 6)}  # unknown, control and byte pieces, which no merge makes
         spec["model"]["merges"] = generate_merges(spec["model"]["vocab"], {p.piece: p.score for p in pieces}, unmade)
         tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(spec))
@@ -126,12 +122,15 @@ def load_tokenizer(name, template=None):
             at = resolve(at)
         bare = there == {"tokenizer.model"}
         tokenizer = LlamaTokenizer.from_pretrained(at, legacy=False, add_bos_token=True) if bare else AutoTokenizer.from_pretrained(at)
-        pieces, ready = (cached_file(at, f, _raise_exceptions_for_missing_entries=False) for f in ("tokenizer.model", "tokenizer.json"))
-        if pieces and not ready:
+        if pieces := cached_file(at, "tokenizer.model", _raise_exceptions_for_missing_entries=False):
             mend_merges(tokenizer, pieces)
         tokenizer = fit_tokenizer(tokenizer, template)
-    seal, note = chatml.fingerprint(tokenizer), Path(name) / "orcalab.json"
-    if note.exists() and (was := read_json(note))["tokenizer"] != seal:
+    note = Path(name) / "orcalab.json"
+    was = read_json(note) if note.exists() else {}
+    seal = chatml.fingerprint(tokenizer)
+    if was and template not in (None, was["template"]):
+        raise ValueError(f"{name} was trained with the template {was['template']!r}, not {template!r}: start from a base model")
+    if was and seal != was["tokenizer"]:
         raise ValueError(f"{name}: its tokenizer gives other ids here ({seal}) than when the model was saved ({was['tokenizer']}, transformers "
                          f"{was['transformers']}); restore its tokenizer files, or install that version")
     return tokenizer
@@ -156,8 +155,8 @@ def grow(model, size):
 
 
 def pad_rows(model, tokenizer):
-    """Return [(weight, row)] of a padding token that we added; no text has it, so it gets no gradient."""
-    ours = tokenizer.pad_token in [t.new[0] for t in chatml.TEMPLATES.values()]
+    """Return [(weight, row)] of a padding token that we added; no text has it, so it stays as it is."""
+    ours = tokenizer.pad_token == chatml.TEMPLATES[chatml.template_of(tokenizer)].new[0]
     return [(weight, tokenizer.pad_token_id) for weight in tables(model)] if ours else []
 
 
@@ -173,7 +172,7 @@ def load(name, dtype=torch.float32, device="cpu", template=None):
     tiny = name == "tiny-random"
     model = tiny_random(template=template)[0] if tiny else AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype)
     grow(model, len(tokenizer))
-    if not tiny and model.generation_config.pad_token_id != tokenizer.pad_token_id:
+    if not tiny:
         model.generation_config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
         own, end = model.generation_config.eos_token_id, chatml.marks(tokenizer)[-1]
         ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, end} - {None}

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -118,8 +117,8 @@ class Lines(OnDisk):
     """
 
     def __init__(self, paths, reader=None, seed=None):
-        self.paths, self.reader, self.open = [Path(p) for p in paths], reader, {}  # open: file descriptors, as far as rows were asked for
-        self.file, self.number, self.start, self.size = array("H"), array("l"), array("q"), array("l")
+        self.paths, self.reader, self.open = [Path(p) for p in paths], reader, {}  # open: files, as far as rows were asked for
+        self.file, self.number, self.start, self.size = array("H"), array("i"), array("q"), array("i")
         for n, path in enumerate(self.paths):
             before, at = len(self.file), 0
             with open(path, "rb") as f:
@@ -132,7 +131,7 @@ class Lines(OnDisk):
         order = list(range(len(self.file)))
         if seed is not None:
             Random(seed).shuffle(order)
-        self.order = array("l", order)
+        self.order = array("i", order)
 
     def __len__(self):
         return len(self.order)
@@ -142,14 +141,15 @@ class Lines(OnDisk):
 
     def __del__(self):
         for file in vars(self).get("open", {}).values():
-            os.close(file)
+            file.close()
 
     def get(self, i):
         k = self.order[i]
         n, number = self.file[k], self.number[k]
         if n not in self.open:
-            self.open[n] = os.open(self.paths[n], os.O_RDONLY)
-        line = os.pread(self.open[n], self.size[k], self.start[k])
+            self.open[n] = open(self.paths[n], "rb", buffering=0)
+        self.open[n].seek(self.start[k])
+        line = self.open[n].read(self.size[k])
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as e:

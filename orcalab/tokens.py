@@ -18,9 +18,11 @@ class _Words(dict):
         self.fresh = fresh
 
     def __missing__(self, word):
-        if len(self) > 300_000:  # enough for a language; a bound on memory for everything else
-            self.clear()
-        self[word] = ids = self.fresh(word)
+        ids = self.fresh(word)
+        if len(word) <= 40:  # the longer ones are texts without spaces, and do not come again
+            if len(self) > 200_000:  # enough for a language; a bound on memory for everything else
+                self.clear()
+            self[word] = ids
         return ids
 
 
@@ -48,7 +50,8 @@ class Tokens:
         self.rust = self.kind.from_str(self.spec)
         self.rust.encode_special_tokens = True  # the names of special tokens are ordinary characters
         self.bytes = byte_table(spec)
-        self.form = next((f for f in ("NFC", "NFKC") if (spec["normalizer"] or {}).get("type") == f), None)
+        self.form = next((f for f in ("NFC", "NFKC") if f'"type": "{f}"' in json.dumps(spec["normalizer"])), None)
+        self.special = {t["id"] for t in spec["added_tokens"] if t["special"]}
         self.prefix = b" " if self.bytes_of(self._ids("x")) == b" x" else b""  # Llama's legacy way: a space behind every special token
         self.cut = None if self.prefix else cutter(spec)
         self.words = _Words(self._fresh)
@@ -82,7 +85,7 @@ def byte_table(spec):
     Raises:
         ValueError: a tokenizer of another kind, whose words could not be proved to come back.
     """
-    kinds, pieces = json.dumps(spec["decoder"]), spec["model"]["vocab"]
+    kinds, pieces = json.dumps(spec["decoder"]) if spec["model"]["type"] == "BPE" else "", spec["model"]["vocab"]
     if "ByteLevel" in kinds:  # GPT-2's alphabet: bytes that print stand for themselves, the others for U+0100 and up
         own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
         byte = {chr(b): b for b in own} | {chr(0x100 + n): b for n, b in enumerate(b for b in range(256) if b not in own)}

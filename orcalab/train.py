@@ -50,12 +50,16 @@ class Masters:
         """Clip, update, copy back; return the gradient norm before clipping."""
         for weight, row in self.still:
             weight.grad[row] = 0
+        kept = [(m, row, m[row].clone()) for weight, row in self.still for m, p in zip(self.masters, self.weights) if p is weight]
         for m, p in zip(self.masters, self.weights):
             m.grad = p.grad if p is m else p.grad.float()
         norm = torch.nn.utils.clip_grad_norm_(self.masters, clip)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
+        with torch.no_grad():
+            for m, row, was in kept:  # weight decay would move it
+                m[row] = was
         for m, p in zip(self.masters, self.weights):
             if p is not m:
                 p.data.copy_(m)

@@ -1,13 +1,16 @@
 """data.py: every reader and every error; rows dressed for a stage; prepared folders that can be trusted."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from random import Random
 from tempfile import TemporaryDirectory
 
 import pytest
-from conftest import talk
+from conftest import ROOT, talk
 
 from orcalab import chatml, data, model as models, packing, recipes, strategies, teacher
 from orcalab.config import Config, RowError
@@ -411,3 +414,25 @@ def test_rows_of_files_are_a_sequence_read_when_asked(many):
     assert rows[-1] == rows[8999] and [r.answer for r in rows[5:8]] == ["5", "6", "7"]
     with pytest.raises(IndexError, match="there are 9000 items, number 9000 is not among them"):
         rows[9000]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("script", ["killed", "no guard"])
+def test_a_process_that_ends_early_is_said_and_not_waited_for(many, tmp_path, script):
+    guard = "if __name__ == '__main__':\n    " if script == "killed" else ""
+    kill = "import os; data.Lines.get = lambda self, i: os._exit(9)" if script == "killed" else "pass"
+    (tmp_path / "s.py").write_text(f"""from orcalab import data, model
+from orcalab.config import Config
+{kill}
+{guard}data.prepare(data.read({str(many)!r}, check=False), Config(processes=2, system='keep', steps=9999), model.load_tokenizer('tiny-random'), {str(tmp_path)!r}, 'x')
+""")
+    job = subprocess.run([sys.executable, tmp_path / "s.py"], capture_output=True, text=True, cwd=tmp_path, timeout=100,
+                         env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert job.returncode == 1 and "OSError: a process that prepares rows ended before its time" in job.stderr and not [p for p in tmp_path.glob("stage*") if p.suffix != ".part"]
+
+
+def test_half_a_character_outside_the_words_names_the_line(tmp_path, tokenizer):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(FIRST) + "\n" + json.dumps({**FIRST, "task": "\ud800"}) + "\n")
+    with pytest.raises(RowError, match="a.jsonl:2: .*surrogates not allowed"):
+        data.prepare(data.read(path), Config(system="keep"), tokenizer, tmp_path, "a")
