@@ -77,7 +77,9 @@ def run(recipe="laptop", **given):
     have = {p: knobs(p) for p in paths}
     common = set.intersection(*(set(names) for p, names in have.items() if "_stage" in p.stem))
     for name in given:  # a knob of one notebook alone would change less than it says
-        config.choose(name, sorted(common), "parameter of every stage's notebook")
+        if name not in common:
+            raise ValueError(f"run takes {', '.join(sorted(common))}, which every stage's notebook has, and not {name}{config.nearest(name, common)}; "
+                             "`orcalab train` takes every setting")
     refuse_other_inputs(rec.stages)
     code = config.digest([p.read_text(encoding="utf-8") for p in sorted(Path(orcalab.__file__).parent.glob("*.py"))])
     state_file = out / "run.json"
@@ -184,6 +186,8 @@ def train(recipe="laptop", stage=None, **given):
     for cfg in stages:
         if cfg.start not in ("base", *(s.name for s in stages)) and cfg.start not in finished(rec):
             raise ValueError(f"{cfg.name} starts from {cfg.start}, which is not trained yet: no {rec.stage(cfg.start).folder / 'model'}")
+    if rec.base != "tiny-random":
+        models.resolve(rec.base)  # a folder that holds a tokenizer alone is no base
     ready, tokenizer = [], models.load_tokenizer(rec.base, rec.stages[0].template)
     for cfg in stages:  # every row of every stage is read and proved before anything is trained
         ready.append(teacher.prepare(rec, cfg, tokenizer))
@@ -209,7 +213,7 @@ def describe(prepared):
     """Print what is in a prepared folder."""
     card, r = prepared.card, prepared.card["report"]
     print(f"{card['config']['name']}: {r['rows']} rows proved, {r['tokens']} tokens, {r['targets']} targets; {card['packs']} packs, "
-          f"{card['fill']:.1%} full; {r['too_long']} rows dropped and {r['cut']} cut for length ({r['tokens_lost']} tokens lost)", flush=True)
+          f"{card['fill']:.1%} full, each row {sum(card['by']['task'].values()) / r['rows']:.1f} times; {r['too_long']} rows dropped and {r['cut']} cut for length ({r['tokens_lost']} tokens lost)", flush=True)
     if r["as_they_stand"]:
         print(f"  {r['as_they_stand']} rows name no gold `answer`, so '{card['config']['answers']}' leaves their answers as they stand", flush=True)
 
@@ -219,10 +223,12 @@ def evaluate(recipe="laptop", **given):
     from orcalab import evaluate as judge, teacher
     rec = recipes.get(recipe, **given)
     questions = teacher.held_out(rec.tasks, rec.questions)
+    trained = [config.read_json(s.folder / "config.json")["template"] for s in rec.stages if s.name in finished(rec)]
+    template = given.get("template", trained[0] if trained else rec.stages[0].template)  # the base is asked as its students are
     for name in ["base", *(s.name for s in rec.stages)]:
         source = rec.base if name == "base" else rec.stage(name).folder / "model"
         if name == "base" or name in finished(rec):
-            judge.ask(judge.Lazy(source, rec.stages[0].device, rec.stages[0].dtype), name, "cautious", questions, Path(rec.out) / "answers", rec)
+            judge.ask(judge.Lazy(source, rec.stages[0].device, rec.stages[0].dtype, template), name, "cautious", questions, Path(rec.out) / "answers", rec)
     print(write_report(rec))
     print(finding(rec))
 

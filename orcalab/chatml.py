@@ -316,6 +316,6 @@ def fingerprint(tokenizer, template=None):
 
 def paint(ids, mask, tokenizer):
     """Return the tokens as text for a terminal: targets green, context grey."""
-    bytes_ = encoder(tokenizer).tokens.bytes
-    pieces = [bytes_[i].decode(errors="replace").replace("\n", "⏎\n") for i in ids]
+    raw = [encoder(tokenizer).tokens.bytes[i] for i in ids]  # some are a part of a character, printed as \\xe2
+    pieces = [r.decode(errors="backslashreplace").replace("\n", "⏎\n") for r in raw]
     return "".join(f"\x1b[{32 if m else 90}m{p}\x1b[0m" for p, m in zip(pieces, mask))

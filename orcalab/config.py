@@ -99,7 +99,7 @@ class Config:
     system: str = "empty"  # system message, empty / none / orca1 / strategy / cautious (erased) / keep
     few_shot: float = 0.0  # share of rows with solved examples in the user turn
     template: str = "chatml"  # how messages become tokens, chatml or openassistant
-    learn: str = "all"  # which assistant turns are learned, all or the last
+    learn: str = "all"  # which assistant turns are learned, all or last
     seq_len: int = 2048  # tokens in one pack
     packing: str = "best_fit"  # how examples are put in packs, best_fit or shuffle_partition
     too_long: str = "drop"  # what happens to an example longer than seq_len, drop / cut_prompt / error

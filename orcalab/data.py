@@ -186,6 +186,7 @@ def _workers(rows, cfg, encoder):
         global _mine
         _mine = rows, cfg, encoder
         yield map
+        _mine = ()
         return
     with TemporaryDirectory() as side, ProcessPoolExecutor(number, get_context("spawn"), _start, (f"{side}/work",)) as pool:
         Path(side, "work").write_bytes(pickle.dumps((rows, cfg, encoder)))  # a file: a pipe to a process that died would block

@@ -92,8 +92,8 @@ def ask(student, name, system, questions, folder, recipe, batch=None):
 class Lazy:
     """A student that is loaded only if there is something left to ask it."""
 
-    def __init__(self, source, device="auto", dtype="auto"):
-        self.how = (str(source), device, dtype)
+    def __init__(self, source, device="auto", dtype="auto", template=None):
+        self.how = (str(source), device, dtype, template)
 
     def digest(self):
         from orcalab.model import weights_digest

@@ -22,9 +22,9 @@ class Answer:
 class Student:
     """A model that answers, on one device, in the type it computes in."""
 
-    def __init__(self, source, device="auto", dtype="auto"):
+    def __init__(self, source, device="auto", dtype="auto", template=None):
         device, dtype = models.pick(device, dtype)
-        self.model, self.tokenizer, self.origin = models.load(str(source), dtype, device)
+        self.model, self.tokenizer, self.origin = models.load(str(source), dtype, device, template)
         self.encoder = chatml.encoder(self.tokenizer)
         self.model.eval()
         own = self.model.config.eos_token_id  # one id, several, or none

@@ -15,6 +15,7 @@ from orcalab.strategies import FLAN_COT
 
 FIELDS = ("messages", "system_prompt", "question", "response", "id", "source", "task", "strategy", "teacher",
           "original_system", "answer", "explanation")
+OTHERS = {"system": "system_prompt", "instruction": "question", "output": "response", "conversations": "messages", "conversation": "messages"}  # other projects' names
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,13 @@ def jsonl(path, number, text):
         raise RowError(f"{where}: not JSON at character {e.pos + 1}: {e.msg}{cut}") from None
     if not isinstance(item, dict):
         raise RowError(f"{where}: a line must hold an object, got {text[:40]!r}")
-    for key in item:  # a message nobody reads would be lost without a word
-        if key not in FIELDS and "system_prompt" not in item and get_close_matches(key, ["system_prompt"], 1, 0.85):
-            raise RowError(f"{where}: {key!r}: did you mean 'system_prompt'?")
+    for key in item.keys() - set(FIELDS):  # words that nobody reads would be lost without a word
+        meant = OTHERS.get(key) if "messages" not in item else None
+        if (meant := meant or "".join(get_close_matches(key, ["system_prompt"], 1, 0.85))) and meant not in item:
+            raise RowError(f"{where}: {key!r}: did you mean {meant!r}?")
     if "messages" in item:
+        if twice := sorted({"system_prompt", "question", "response"} & set(item)):
+            raise RowError(f"{where}: 'messages' and {twice}: a row has the one or the other")
         messages = item["messages"]
     elif {"question", "response"} <= set(item):
         system = [{"role": "system", "content": item["system_prompt"]}] if item.get("system_prompt") else []
@@ -160,7 +164,7 @@ class Lines(OnDisk):
 def files(paths):
     """Return the readable files behind comma-separated paths of files and folders, sorted."""
     found = []
-    for path in map(Path, str(paths).split(",")):
+    for path in (Path(p.strip()) for p in str(paths).split(",") if p.strip()):
         if not path.exists():
             near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
             raise ValueError(f"no file or folder {path}{near}")

@@ -67,6 +67,9 @@ def test_characters_that_some_programs_take_for_a_line_end_do_not_cut_a_row(tmp_
     ({"messages": []}, "a.jsonl:2: messages must be a list of at least one turn"),
     ({"question": "2+2", "response": 4}, r"a.jsonl:2: messages\[1\]\['content'\] must be text, got int"),
     ({"question": "2+2", "response": "4", "system_promt": "Add."}, "a.jsonl:2: .*did you mean 'system_prompt'"),
+    ({"question": "2+2", "response": "4", "system": "Add."}, "a.jsonl:2: 'system': did you mean 'system_prompt'"),
+    ({"conversations": []}, "a.jsonl:2: 'conversations': did you mean 'messages'"),
+    ({**FIRST, "system_prompt": "Add."}, r"a.jsonl:2: 'messages' and \['system_prompt'\]: a row has the one or the other"),
 ])
 def test_a_bad_line_names_file_line_and_field(tmp_path, line, message):
     with pytest.raises(RowError, match=message):
@@ -101,7 +104,7 @@ def test_files_that_are_not_there_or_not_readable(tmp_path):
         data.files(tmp_path / "none")
     with pytest.raises(ValueError, match=r"no reader \(.*notes.txt\) named '.txt'"):
         data.files(tmp_path / "notes.txt")
-    both = f"{tmp_path / 'cautious.jsonl'},{tmp_path}"
+    both = f"{tmp_path / 'cautious.jsonl'}, {tmp_path},"
     assert [p.name for p in data.files(both)] == ["cautious.jsonl", "cautious.jsonl"]
 
 
