@@ -8,7 +8,7 @@ processes take turns, and each side reports its own work without the imports.
 
     pip install trl
     python benchmarks/prepare.py [rows [folder of FLAN files [tokenizer]]]
-    python benchmarks/prepare.py memory [rows [folder of FLAN files [tokenizer]]]   # ours alone: peak memory, tokens, rows/s
+    python benchmarks/prepare.py many [rows [folder of FLAN files [tokenizer]]]   # ours alone, minutes: peak memory, and rows/s by processes
 """
 
 import json
@@ -82,7 +82,7 @@ def child(side, *rest):
     job, peak = psutil.Popen([sys.executable, __file__, "--", side, *map(str, rest)], stdout=subprocess.PIPE, text=True), 0
     while job.poll() is None:
         peak = max(peak, memory(job))
-        time.sleep(0.1)
+        time.sleep(1)  # looking costs, too
     said = job.stdout.read()
     job.stdout.close()
     if job.returncode:
@@ -110,20 +110,21 @@ def main(count=12_000, folder="", name="llama-standin", repeats=2):
                       "work": f"{count} rows, {said['ours']['tokens']} tokens, {'FLAN CoT' if folder else 'procedural'}, packs of {SEQ_LEN}"}))
 
 
-def only_memory(count=1_000_000, folder="", name="llama-standin"):
+def many(count=1_000_000, folder="", name="llama-standin"):
     with TemporaryDirectory() as out:
         path = Path(out) / "rows.jsonl"
         write_rows(path, int(count), folder)
-        said = child("ours", path, name, os.cpu_count(), f"{out}/ours")
-        print(json.dumps({"rows": said["rows"], "tokens": said["tokens"], "file_mib": path.stat().st_size // 2**20, "peak_gib": said["peak_gib"],
-                          "rows_per_s": round(said["rows"] / said["seconds"]), "seconds": round(said["seconds"])}))
+        said = {n: child("ours", path, name, n, f"{out}/ours-{n}") for n in (1, os.cpu_count())}
+        rate = {n: round(s["rows"] / s["seconds"]) for n, s in said.items()}
+        print(json.dumps({"rows": said[1]["rows"], "tokens": said[1]["tokens"], "file_mib": path.stat().st_size // 2**20, "rows_per_s": rate,
+                          "scaling": round(rate[os.cpu_count()] / rate[1], 2), "peak_gib": {n: s["peak_gib"] for n, s in said.items()}}))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--"]:
         side, path, name, processes, out = sys.argv[2:]
         print(json.dumps({"ours": ours, "trl": trl}[side](path, name, int(processes), out)))
-    elif sys.argv[1:2] == ["memory"]:
-        only_memory(*sys.argv[2:])
+    elif sys.argv[1:2] == ["many"]:
+        many(*sys.argv[2:])
     else:
         main(*sys.argv[1:])

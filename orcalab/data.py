@@ -307,7 +307,7 @@ def prepare(rows, cfg, tokenizer, folder, origin):
     seen, names = Counter(tag[i] for i in used), list(tags)
     by = {key: dict(sorted(sum((Counter({names[t][k]: n}) for t, n in seen.items()), Counter()).items())) for k, key in enumerate(("task", "strategy", "teacher"))}
     np.save(side / "lengths.npy", np.array(lengths))
-    write_json(side / "plan.json", plan)
+    (side / "plan.json").write_text(json.dumps(plan), encoding="utf-8")  # one line: there may be millions of numbers
     write_json(side / "card.json", {"config": to_json(cfg), "made_of": made_of, "pad_id": tokenizer.pad_token_id, "report": report,
                                     "packs": len(plan), "fill": sum(lengths[i] for i in used) / (len(plan) * cfg.seq_len), "by": by})
     side.replace(target)
