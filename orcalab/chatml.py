@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from weakref import WeakKeyDictionary
 
-from orcalab.config import choose, digest
+from orcalab.config import CHOICES, choose, digest
 from orcalab.tokens import Tokens
 
 START, END, PAD = "<|im_start|>", "<|im_end|>", "[PAD]"
@@ -115,28 +115,28 @@ class Encoder:
         self.marks = [*dict.fromkeys(self.ids.values()), self.end]
         bos = tokenizer.bos_token_id
         self.bos = bos if bos not in (None, *self.ids.values()) else None  # some chat models open turns with their bos
-        self.tokens, self.turns = Tokens(tokenizer), {}
+        self.tokens, self.heads, self.systems = Tokens(tokenizer), {}, {}
         self.special = self.tokens.special | {*self.marks, bos}  # ids that content never has
 
     def _mark(self, token, tokenizer):
         number = tokenizer.convert_tokens_to_ids(token) if token else None
         if number is None or number == tokenizer.unk_token_id and token != tokenizer.unk_token:
-            raise ValueError(f"the tokenizer has no single token for {token or 'the end of a turn'}: add it before encoding")
+            raise ValueError(f"the tokenizer has no single token for {token or 'the end of a turn'}: model.fit_tokenizer adds what a template needs")
         return number
 
     def open(self, role):
-        """Return the packed ids that open a role's turn."""
-        if role not in self.turns:
-            self.turns[role] = pack(self.ids[role]) + self.tokens.content(self.template.opens[role][1])
-        return self.turns[role]
+        """Return the ids, as int32 bytes, that open a role's turn."""
+        if role not in self.heads:
+            self.heads[role] = int32(self.ids[role]) + self.tokens.content(self.template.opens[role][1])
+        return self.heads[role]
 
     def body(self, role, content):
-        """Return the packed ids of a turn's words and end: to the tokenizer they are one piece with the text that opens the turn."""
+        """Return the ids, as int32 bytes, of a turn's words and end: to the tokenizer they are one piece with the text that opens the turn."""
         text, said, head = self.template.opens[role][1], self.template.lead + content, len(self.open(role)) - 4
         both = self.tokens.content(text + said)
         if both[:head] != self.open(role)[4:]:
             raise ValueError(f"this tokenizer joins {text!r} and {said[:20]!r}, so that a prompt would be no prefix of what is learned")
-        return both[head:] + pack(self.end)
+        return both[head:] + int32(self.end)
 
     def kept(self, messages, empty_system=None):
         """Return the messages that get a turn: all, or all but an empty system message."""
@@ -144,25 +144,25 @@ class Encoder:
         return [m for m in messages if m["role"] != "system" or m["content"]] if drop else messages
 
     def parts(self, messages, reply=False, learn="all", empty_system=None):
-        """Return [(packed ids, 1 if learned)] of checked messages, in one pass; `encode` says what the arguments mean."""
+        """Return [(ids as int32 bytes, 1 if learned)] of checked messages, in one pass; `encode` says what the arguments mean."""
         messages = self.kept(messages, empty_system)
-        out, joint = [(b"" if self.bos is None else pack(self.bos), 0)], b""
+        out, joint = [(b"" if self.bos is None else int32(self.bos), 0)], b""
         last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=None) if learn == "last" else None
         for i, m in enumerate(messages):
             role, content = m["role"], m["content"]
             if role != "system":
                 body = self.body(role, content)
-            elif (body := self.turns.get((content,))) is None:  # system messages repeat: each is encoded once
+            elif (body := self.systems.get(content)) is None:  # they repeat: each is encoded once
                 body = self.body(role, content)
-                if len(self.turns) < 2000 and len(content) < 4000:
-                    self.turns[content,] = body
+                if len(self.systems) < 2000 and len(content) < 4000:
+                    self.systems[content] = body
             out += (joint + self.open(role), 0), (body, int(role == "assistant" and (learn == "all" or i == last)))
             joint = joint or self.tokens.content(self.template.joint)
         return [*out, (joint + self.open("assistant"), 0)] if reply else out
 
 
-def pack(number):
-    """Return one id as packed int32."""
+def int32(number):
+    """Return one id as int32 bytes."""
     return array("i", [number]).tobytes()
 
 
@@ -215,7 +215,7 @@ def encode(messages, tokenizer, reply=False, learn="all", template=None, empty_s
     Paper: Orca 2, "Training", on tokenization and loss.
     """
     check(messages)
-    choose(learn, ("all", "last"), "turns to learn")
+    choose(learn, CHOICES["learn"], "turns to learn")
     if empty_system is not None:
         choose(empty_system, ("turn", "none"), "empty_system")
     parts = encoder(tokenizer, template).parts(messages, reply, learn, empty_system)
@@ -241,13 +241,13 @@ def prove(ids, mask, messages, tokenizer, learn="all", template=None, empty_syst
     """
     e = encoder(tokenizer, template)
     structure = [i for i in ids if i in e.special]
-    turns = [i for m in e.kept(messages, empty_system) for i in (e.ids[m["role"]], e.end)]
-    if structure != ([] if e.bos is None else [e.bos]) + turns:
-        raise ValueError(f"the special tokens are {structure!s:.200}, the messages need {turns!s:.200}")
+    own = ([] if e.bos is None else [e.bos]) + [i for m in e.kept(messages, empty_system) for i in (e.ids[m["role"]], e.end)]
+    if structure != own:
+        raise ValueError(f"the special tokens are {structure!s:.200}, the messages need {own!s:.200}")
     said = [m["content"] for m in messages if m["role"] == "assistant"]
     said = said[-1:] if learn == "last" else said
-    lead, own = e.template.lead.encode(), b"" if e.template.opens["assistant"][1] else e.tokens.prefix  # own: only before a text's first word
-    want = b"".join(lead + (own if words else b"") + e.tokens.as_read(words).encode() + e.tokens.bytes[e.end] for words in said)
+    lead, space = e.template.lead.encode(), b"" if e.template.opens["assistant"][1] else e.tokens.prefix  # space: only before a text's first word
+    want = b"".join(lead + (space if words else b"") + e.tokens.as_read(words).encode() + e.tokens.bytes[e.end] for words in said)
     targets = learned(ids, mask)
     if e.tokens.bytes_of(targets) != want:
         raise ValueError(f"the targets decode to {e.tokens.bytes_of(targets).decode(errors='replace')!r:.200}, "

@@ -94,7 +94,7 @@ class Block(NamedTuple):
     """What became of some rows: bytes ready to be written, and what the report counts."""
 
     rows: bytes  # JSONL
-    ids: bytes  # packed int32
+    ids: bytes  # int32
     mask: bytes  # a byte a token, 1 is learned
     lengths: array  # tokens of each example
     tags: list  # (task, strategy, teacher) of each
@@ -304,12 +304,14 @@ def prepare(rows, cfg, tokenizer, folder, origin):
         raise ValueError(f"no row is left to train on: {report['too_long']} were longer than seq_len {cfg.seq_len}")
     plan = packing.plan(lengths, cfg.seq_len, cfg.steps * cfg.packs_per_step, cfg.packing, cfg.seed)
     used = [i for p in plan for i in p]
-    seen, names = Counter(tag[i] for i in used), list(tags)
-    by = {key: dict(sorted(sum((Counter({names[t][k]: n}) for t, n in seen.items()), Counter()).items())) for k, key in enumerate(("task", "strategy", "teacher"))}
+    names, by = list(tags), {key: Counter() for key in ("task", "strategy", "teacher")}
+    for t, n in Counter(tag[i] for i in used).items():
+        for counts, value in zip(by.values(), names[t]):
+            counts[value] += n
     np.save(side / "lengths.npy", np.array(lengths))
     (side / "plan.json").write_text(json.dumps(plan), encoding="utf-8")  # one line: there may be millions of numbers
     write_json(side / "card.json", {"config": to_json(cfg), "made_of": made_of, "pad_id": tokenizer.pad_token_id, "report": report,
-                                    "packs": len(plan), "fill": sum(lengths[i] for i in used) / (len(plan) * cfg.seq_len), "by": by})
+                                    "packs": len(plan), "fill": sum(lengths[i] for i in used) / (len(plan) * cfg.seq_len), "by": {key: dict(sorted(counts.items())) for key, counts in by.items()}})
     side.replace(target)
     return open_prepared(target)
 

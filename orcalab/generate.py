@@ -34,7 +34,7 @@ class Student:
     def prompt(self, question, system=""):
         """Return the ids of a question under a system message (None: no system turn), reply opened."""
         messages = [] if system is None else [{"role": "system", "content": system}]
-        return chatml.encode([*messages, {"role": "user", "content": question}], self.tokenizer, reply=True)[0]
+        return chatml.encode([*messages, {"role": "user", "content": question}], self.encoder, reply=True)[0]
 
     def ask(self, question, system="", max_new_tokens=120):
         """Answer one question."""

@@ -114,13 +114,12 @@ class Lines(OnDisk):
 
     Args:
         reader: makes a Row of (path, line number, text); None chooses by the file's ending.
-        seed: shuffles, so that files mix; None keeps the order of the files.
 
     Raises:
         RowError: an empty file; and, when a row is asked for, whatever is wrong with its line.
     """
 
-    def __init__(self, paths, reader=None, seed=None):
+    def __init__(self, paths, reader=None):
         self.paths, self.reader, self.open = [Path(p) for p in paths], reader, {}  # open: files, as far as rows were asked for
         self.file, self.number, self.start, self.size = array("H"), array("i"), array("q"), array("i")
         for n, path in enumerate(self.paths):
@@ -132,10 +131,12 @@ class Lines(OnDisk):
                     at += len(line)
             if len(self.file) == before:
                 raise RowError(f"{path}: the file is empty")
-        order = list(range(len(self.file)))
-        if seed is not None:
-            Random(seed).shuffle(order)
-        self.order = array("i", order)
+        self.order = array("i", range(len(self.file)))
+
+    def shuffle(self, seed):
+        """Put the rows into an order of chance, so that files mix; return self."""
+        Random(seed).shuffle(self.order)
+        return self
 
     def __len__(self):
         return len(self.order)
@@ -186,10 +187,10 @@ def read(paths, seed=0, check=True):
     Raises:
         RowError, ValueError: before anything is trained; names file, line and field.
     """
-    if check:
-        for _ in Lines(files(paths)):
-            pass
-    return Lines(files(paths), seed=seed)
+    rows = Lines(files(paths))
+    for _ in rows if check else ():
+        pass
+    return rows if seed is None else rows.shuffle(seed)
 
 
 def origin_of(paths):

@@ -11,7 +11,7 @@ from unicodedata import normalize
 
 
 class _Words(dict):
-    """Packed ids of the words met so far; a new word is encoded, and decoded to see that nothing is lost."""
+    """Ids, as int32 bytes, of the words met so far; a new word is encoded, and decoded to see that nothing is lost."""
 
     def __init__(self, fresh):
         super().__init__()
@@ -27,7 +27,7 @@ class _Words(dict):
 
 
 class Tokens:
-    """What a tokenizer makes of content. Ids come packed, as int32 bytes, which join and store without a loop.
+    """What a tokenizer makes of content. Ids come as int32 bytes, which join and store without a loop.
 
     Works on a copy of the tokenizer's Rust part, so the tokenizer itself is never switched to another mode, and can be
     sent to another process. Where the pieces of a vocabulary provably never reach across a space, texts are cut there, and
@@ -75,7 +75,7 @@ class Tokens:
         return b"".join(map(self.bytes.__getitem__, ids))
 
     def content(self, text):
-        """Return the packed ids of `text`; raise a ValueError if they would not give it back."""
+        """Return the ids, as int32 bytes, of `text`; raise a ValueError if they would not give it back."""
         return b"".join(map(self.words.__getitem__, self.cut(text))) if self.cut else self._fresh(text) if text else b""
 
 
@@ -103,10 +103,10 @@ def cutter(spec):
     SentencePiece BPE: if no piece has a space anywhere but in front, and none holds a newline, no merge reaches across
     these. Byte-level BPE split by GPT-2's pattern: every alternative of it starts anew at a space behind a word.
     """
-    stages = (spec["pre_tokenizer"] or {"type": None})
+    stages = spec["pre_tokenizer"] or {"type": None}
     stages = stages.get("pretokenizers", [stages])
     kinds, normal = [s["type"] for s in stages], json.dumps(spec["normalizer"] or {})
-    if spec["model"]["type"] != "BPE" or spec["model"].get("ignore_merges") or any(not t["special"] for t in spec["added_tokens"]):
+    if spec["model"].get("ignore_merges") or any(not t["special"] for t in spec["added_tokens"]):
         return None
     if spec["model"].get("byte_fallback") and "Prepend" not in normal and kinds in ([None], ["Metaspace"]) and not stages[0].get("split"):
         reaching = re.compile("[^▁]▁|.\n|\n.", re.S)

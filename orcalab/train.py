@@ -38,9 +38,9 @@ class Masters:
     """
 
     def __init__(self, model, cfg, still=()):
-        self.still = still  # [(weight, row)] that must not move: the padding token's
         self.names, self.weights = zip(*[(n, p) for n, p in model.named_parameters() if p.requires_grad])
         self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in self.weights]
+        self.still = [(p, m, row) for weight, row in still for p, m in zip(self.weights, self.masters) if p is weight]  # rows that must not move
         matrices = [m for m in self.masters if m.ndim > 1]
         vectors = [m for m in self.masters if m.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": cfg.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -48,9 +48,9 @@ class Masters:
 
     def step(self, lr, clip):
         """Clip, update, copy back; return the gradient norm before clipping."""
-        for weight, row in self.still:
-            weight.grad[row] = 0
-        kept = [(m, row, m[row].clone()) for weight, row in self.still for m, p in zip(self.masters, self.weights) if p is weight]
+        for p, _, row in self.still:
+            p.grad[row] = 0
+        kept = [(m, row, m[row].clone()) for _, m, row in self.still]
         for m, p in zip(self.masters, self.weights):
             m.grad = p.grad if p is m else p.grad.float()
         norm = torch.nn.utils.clip_grad_norm_(self.masters, clip)

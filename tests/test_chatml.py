@@ -6,6 +6,7 @@ import pytest
 from conftest import SHARED, talk
 
 from orcalab import chatml
+from orcalab.config import CHOICES
 from orcalab.chatml import END, START
 
 SINGLE = talk(("user", "2+2"), ("assistant", "4"), system="Add.")
@@ -124,6 +125,10 @@ def test_an_empty_system_message_is_a_turn_or_none_by_name(tokenizer):
     encode = lambda m, choice=None: chatml.encode(m, tokenizer, empty_system=choice)
     assert encode(empty, "none") == encode(asked) == encode(asked, "turn") and encode(empty) == encode(empty, "turn") != encode(asked)
     assert encode(SINGLE, "none") == encode(SINGLE)  # a message with words stays
+
+
+def test_the_settings_name_the_templates_that_there_are():
+    assert CHOICES["template"] == tuple(chatml.TEMPLATES)
 
 
 def test_learn_is_all_or_last(tokenizer):

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from conftest import ROOT
 
-from orcalab import __main__ as cli, config, recipes
+from orcalab import __main__ as cli, config, fetch, recipes
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -40,6 +40,11 @@ def test_the_recorded_run_is_of_this_recipe_and_holds_what_is_claimed(laptop):
         score = {s["student"]: s for s in r["scores"]}
         for t, d in r["difference"]["by_task"].items():
             assert d == pytest.approx(score["stage3_gpt4"]["by_task"][t] - score["answer_only"]["by_task"][t])
+
+
+def test_what_is_fetched_has_the_size_that_is_told():
+    for _, _, size in (fetch.SMOLLM2, fetch.MISTRAL):
+        assert f"({size / 1e6:.0f} MB)" in README
 
 
 def test_the_two_commands_stand_on_lines_of_their_own():
