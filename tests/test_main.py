@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 import orcalab
-from orcalab import __main__ as cli, config
+from orcalab import __main__ as cli, chatml, config, model
 
 KEPT = {"name", "stages", "tasks", "doc", "start"}  # fields that a recipe sets and nobody else
 
@@ -73,7 +73,10 @@ def test_rows_from_a_file_train_a_stage(capsys, tmp_path):
     given = ["--recipe", "smoke", "--out", str(tmp_path / "out"), "--rows", str(tmp_path / "rows<i>.jsonl"), "--system", "keep", "--stage", "stage1_flan"]
     assert cli.main(["train", *given]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"^stage1_flan: 300 rows proved, \d{5} tokens, \d+ targets; 3 packs, ", said, re.M)  # the block in which three steps are full
+    tokenizer = model.load_tokenizer("tiny-random")
+    ids = [chatml.encode([{"role": r, "content": x[k]} for r, k in (("system", "system_prompt"), ("user", "question"), ("assistant", "response"))], tokenizer) for x in lines]
+    tokens, targets = sum(len(i) for i, _ in ids), sum(sum(m) for _, m in ids)
+    assert f"\nstage1_flan: 300 rows proved, {tokens} tokens, {targets} targets; 3 packs, " in f"\n{said}"  # the block in which three steps are full
     assert re.fullmatch(r"\n\d+<\|im_end\|>", config.read_json(tmp_path / "out" / "stage1_flan" / "preflight.json")["targets_of_first_row"])
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "rows&lt;i&gt;.jsonl" in page and "rows<i>.jsonl" not in page  # what a user names is text, not markup

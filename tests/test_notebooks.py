@@ -113,7 +113,8 @@ def test_knobs_reach_the_work(tmp_path):
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_stopping_the_command_stops_the_notebook_too(name, tmp_path):
     job = psutil.Popen([sys.executable, "-m", "orcalab", "run", "--recipe", "smoke", "--out", str(tmp_path)], stdout=subprocess.PIPE,
-                       stderr=subprocess.PIPE, text=True, cwd=ROOT)
+                       stderr=subprocess.PIPE, text=True, cwd=ROOT,
+                       preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a launcher in the background has it ignored
     started = time.time()
     while not [c for c in job.children(recursive=True) if "ipykernel_launcher" in c.cmdline()]:
         assert time.time() - started < 60 and job.poll() is None
