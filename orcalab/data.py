@@ -25,7 +25,7 @@ from orcalab.progress import Progress
 from orcalab.rows import Lines, OnDisk, Row, files, origin_of, read, stored  # noqa: F401  the reading half of this room
 from orcalab.strategies import CAUTIOUS, FINAL, ORCA1, ORCA1_IDS, STRATEGIES, erase, set_system
 
-BUILDER = 3  # raise when the same rows would give other ids or files: it is part of a prepared folder's name
+BUILDER = 4  # raise when the same rows would give other ids or files: it is part of a prepared folder's name
 BLOCK = 2000  # rows that one process takes at a time; they share a random stream and their solved examples
 
 
@@ -256,7 +256,7 @@ class Prepared:
     folder: Path
     card: dict
     examples: Examples
-    plan: list
+    plan: packing.Plan
 
     @cached_property
     def rows(self):
@@ -303,15 +303,16 @@ def prepare(rows, cfg, tokenizer, folder, origin):
     if not lengths:
         raise ValueError(f"no row is left to train on: {report['too_long']} were longer than seq_len {cfg.seq_len}")
     plan = packing.plan(lengths, cfg.seq_len, cfg.steps * cfg.packs_per_step, cfg.packing, cfg.seed)
-    used = [i for p in plan for i in p]
+    used = plan.members
     names, by = list(tags), {key: Counter() for key in ("task", "strategy", "teacher")}
-    for t, n in Counter(tag[i] for i in used).items():
+    for t, n in enumerate(np.bincount(np.array(tag)[used], minlength=len(names)).tolist()):
         for counts, value in zip(by.values(), names[t]):
             counts[value] += n
     np.save(side / "lengths.npy", np.array(lengths))
-    (side / "plan.json").write_text(json.dumps(plan), encoding="utf-8")  # one line: there may be millions of numbers
+    np.save(side / "plan.npy", plan.members)
+    np.save(side / "packs.npy", plan.ends)
     write_json(side / "card.json", {"config": to_json(cfg), "made_of": made_of, "pad_id": tokenizer.pad_token_id, "report": report,
-                                    "packs": len(plan), "fill": sum(lengths[i] for i in used) / (len(plan) * cfg.seq_len), "by": {key: dict(sorted(counts.items())) for key, counts in by.items()}})
+                                    "packs": len(plan), "fill": int(np.array(lengths)[used].sum()) / (len(plan) * cfg.seq_len), "by": {key: dict(sorted(counts.items())) for key, counts in by.items()}})
     side.replace(target)
     return open_prepared(target)
 
@@ -321,4 +322,4 @@ def open_prepared(folder):
     folder = Path(folder)
     if not (folder / "card.json").exists():
         raise ValueError(f"{folder} is not a prepared folder: it has no card.json")
-    return Prepared(folder, read_json(folder / "card.json"), Examples(folder), read_json(folder / "plan.json"))
+    return Prepared(folder, read_json(folder / "card.json"), Examples(folder), packing.Plan(*(np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("plan", "packs"))))

@@ -1,6 +1,6 @@
 """Lengths to plan to packs: whole examples side by side, none cut, none seeing its neighbour."""
 
-from random import Random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,39 +26,115 @@ class Packed(NamedTuple):
         return float((self.segment >= 0).mean())
 
 
-def best_fit(lengths, seq_len, seed=0):
-    """Plan packs: each example into the fullest pack that still has room.
+class Plan(Sequence):
+    """Packs in the order they are trained, each a list of example numbers; two flat arrays, so that millions of packs are light.
 
-    Long examples come first (longest first), as in best-fit decreasing; then the others shuffled, so
-    that a pack mixes short and long, and tasks; then the shortest tenth, to fill the gaps. Best-fit
-    decreasing alone would sort by length, and so by task: whole packs of one-word answers.
-
-    The bit at position r of `open_` says that a pack with r tokens of room exists, so the tightest
-    fit is the lowest bit at or above the length.
-
-    >>> best_fit([3, 5, 2, 6], 8)
-    [[3, 2], [1, 0]]
+    Args:
+        members: int32, the example numbers of all packs, one pack behind the other.
+        ends: where each pack ends in `members`.
     """
-    lengths = np.asarray(lengths)
-    order = np.argsort(-lengths, kind="stable")
-    first, last = int((lengths > seq_len // 4).sum()), len(order) - len(order) // 10
-    order[first:last] = np.random.default_rng(seed).permutation(order[first:last])
-    packs, room, open_ = [], {}, 0
-    for i in map(int, order):
-        length = int(lengths[i])
-        fits = open_ >> length
-        if fits:
-            r = (fits & -fits).bit_length() - 1 + length
-            pack = room[r].pop()
-            if not room[r]:
-                open_ &= ~(1 << r)
-        else:
-            r, pack = seq_len, len(packs)
-            packs.append([])
-        packs[pack].append(i)
-        room.setdefault(r - length, []).append(pack)
-        open_ |= 1 << (r - length)
-    return packs
+
+    def __init__(self, members, ends):
+        self.members, self.ends = members, ends
+
+    def __len__(self):
+        return len(self.ends)
+
+    def __getitem__(self, at):
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        at = range(len(self))[at]
+        return self.members[self.ends[at - 1] if at else 0 : self.ends[at]].tolist()
+
+    def __eq__(self, other):
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other))
+
+
+def _sorted(values):
+    """Return the order of non-negative integers, smallest first, equal ones as they come: a radix sort if they have 16 bits."""
+    return np.argsort(values.astype(np.uint16) if values.max(initial=0) < 1 << 16 else values, kind="stable")
+
+
+def _grouped(pack_of):
+    """Return the Plan of the pack that each example is in, every pack in use."""
+    low, high = pack_of & 0xFFFF, pack_of >> 16  # two radix sorts: twice as fast as one sort of 32 bits
+    order = _sorted(low)
+    order = order[_sorted(high[order])]
+    return Plan(order.astype(np.int32), np.cumsum(np.bincount(pack_of)))
+
+
+def best_fit(lengths, seq_len, seed=0):
+    """Plan packs: long examples are spread by chance, the short ones then fill what is left, each where it fits tightest.
+
+    First, in rounds, as many examples as there have to be packs, longest first (more or less: chance decides, so that
+    companions differ by seed): the longest goes to the emptiest pack, and so on. So every pack mixes long and short, and
+    tasks; sorting alone would put one-word answers together. What does not fit waits. When 70 % of the tokens are placed, the
+    rest goes longest first into the pack with the least room that is enough; a new pack is begun when none is. All
+    packs with the same room are alike, so this is done for all examples of a length together: the time is that of sorting.
+
+    Returns:
+        Plan.
+
+    >>> list(best_fit([3, 5, 2, 6], 8))
+    [[0, 1], [2, 3]]
+    """
+    lengths = np.asarray(lengths, np.int32)
+    packs, total = max(1, -(-int(lengths.sum()) // seq_len)), int(lengths.sum())
+    chance = np.random.default_rng(seed).uniform(0.7, 1, len(lengths)).astype(np.float32)
+    order = _sorted((lengths * chance).astype(np.int32))[::-1]
+    room, pack_of, waiting, at, placed = np.full(packs, seq_len, np.int32), np.empty(len(lengths), np.int32), [], 0, 0
+    while at < len(order) and placed < 0.7 * total:
+        several, at = order[at : at + packs], at + packs
+        several = several[_sorted(lengths[several])[::-1]]
+        emptiest = _sorted(room)[::-1][: len(several)]
+        fits = lengths[several] <= room[emptiest]
+        waiting.append(several[~fits])
+        several, emptiest = several[fits], emptiest[fits]
+        pack_of[several], placed = emptiest, placed + int(lengths[several].sum())
+        room[emptiest] -= lengths[several]
+    waiting = np.concatenate([*waiting, order[at:]])
+    waiting = waiting[_sorted(lengths[waiting])[::-1]]
+    pack_of[waiting] = _fill(lengths[waiting], room, seq_len)
+    return _grouped(np.unique(pack_of, return_inverse=True)[1] if np.bincount(pack_of).min() == 0 else pack_of)
+
+
+def _fill(lengths, room, seq_len):
+    """Return the pack of each example: the tightest that has room for it, or a new one.
+
+    The bit at position r of `open_` says that a pack with r tokens of room exists, so the tightest fit is the lowest bit at
+    or above the length.
+
+    Args:
+        lengths: longest first.  room: tokens left in each pack.
+    """
+    order, out, packs, at, free, open_ = _sorted(room), np.empty(len(lengths), np.int32), len(room), 0, {}, 0
+    sizes, starts = np.unique(room[order], return_index=True)
+    left = list(zip(sizes.tolist(), [part.tolist() for part in np.split(order, starts[1:])]))
+    ends = np.append(np.flatnonzero(np.diff(lengths)) + 1, len(lengths)).tolist() if len(lengths) else []
+    for end in ends:
+        length = int(lengths[at])
+        while left or at < end:
+            for r, these in left:
+                free.setdefault(r, []).extend(these)
+                open_ |= 1 << r
+            left = []
+            if at == end:
+                break
+            if fits := open_ >> length:
+                r = length + (fits & -fits).bit_length() - 1
+                took = free[r][at - end :]
+                del free[r][at - end :]
+                if not free[r]:
+                    open_ &= ~(1 << r)
+                out[at : at + len(took)] = took
+                at, left = at + len(took), [(r - length, took)]
+            else:  # new packs, full of this length but for the last
+                each, count = seq_len // length, end - at
+                out[at:end] = packs + np.arange(count) // each
+                full, new, at = count // each, -(-count // each), end
+                left = [(seq_len - each * length, range(packs, packs + full)), (seq_len - count % each * length, range(packs + full, packs + new))]
+                left, packs = [(r, these) for r, these in left if these], packs + new
+    return out
 
 
 def shuffle_partition(lengths, seq_len, seed=0):
@@ -66,43 +142,47 @@ def shuffle_partition(lengths, seq_len, seed=0):
 
     Paper: Orca 2, "Training", on packing.
     """
-    order = list(range(len(lengths)))
-    Random(seed).shuffle(order)
-    packs, room = [], 0
-    for i in order:
-        if lengths[i] > room:
-            packs.append([])
-            room = seq_len
-        packs[-1].append(i)
-        room -= lengths[i]
-    return packs
+    order = np.random.default_rng(seed).permutation(len(lengths)).astype(np.int32)
+    upto, ends, at = np.cumsum(np.asarray(lengths)[order], dtype=np.int64), [], 0
+    while at < len(order):
+        at = int(np.searchsorted(upto, (upto[at - 1] if at else 0) + seq_len, side="right"))
+        ends.append(at)
+    return Plan(order, np.array(ends))
 
 
-def plan(lengths, seq_len, packs_needed, method="best_fit", seed=0):
-    """Plan `packs_needed` packs over as many epochs as that takes, in the order they are trained.
+def plan(lengths, seq_len, packs_needed=None, method="best_fit", seed=0, epochs=1, multiple=1):
+    """Plan packs over as many epochs as `packs_needed` takes, in the order they are trained.
 
     Args:
         lengths: tokens of each example, none over seq_len.
-        packs_needed: steps x packs per step.
+        packs_needed: steps x packs per step; None is as many as `epochs` epochs make, rounded up to a `multiple`.
         method: "best_fit" or "shuffle_partition".
 
     Returns:
-        A list of packs, each a list of example numbers. A pure function of its arguments.
+        Plan. A pure function of its arguments; each epoch packs anew.
 
     Raises:
-        ValueError: no examples, or one longer than `seq_len`; says which, and by how much.
+        ValueError: no examples, one without tokens, or one longer than `seq_len`; says which, and by how much.
     """
     if not len(lengths):
         raise ValueError("there are no examples to pack")
-    longest = int(np.argmax(lengths))
-    if lengths[longest] > seq_len:
-        raise ValueError(f"example {longest} has {lengths[longest]} tokens; seq_len is {seq_len}")
-    packs, epoch = [], 0
-    while len(packs) < packs_needed:
-        new = best_fit(lengths, seq_len, seed + epoch) if method == "best_fit" else shuffle_partition(lengths, seq_len, seed + epoch)
-        Random(f"{seed}-{epoch}").shuffle(new)
-        packs, epoch = packs + new, epoch + 1
-    return packs[:packs_needed]  # shuffled, so chance decides what is left out, not how short an example is
+    lengths = np.asarray(lengths)
+    if lengths[at := int(np.argmax(lengths))] > seq_len or lengths[at := int(np.argmin(lengths))] < 1:
+        raise ValueError(f"example {at} has {lengths[at]} tokens; seq_len is {seq_len}")
+    members, sizes, epoch, made = [], [], 0, 0
+    while made < packs_needed if packs_needed else epoch < epochs or made % multiple:
+        new = {"best_fit": best_fit, "shuffle_partition": shuffle_partition}[method](lengths, seq_len, seed + epoch)
+        # shuffled, so chance decides what a cut epoch leaves out, not how short an example is
+        chance = np.random.default_rng([seed, epoch]).permutation(len(new))
+        if not packs_needed and epoch >= epochs:
+            chance = chance[: -made % multiple]
+        size = np.diff(new.ends, prepend=0)[chance]
+        starts = (new.ends - np.diff(new.ends, prepend=0))[chance]
+        members.append(new.members[np.repeat(starts - np.cumsum(size) + size, size) + np.arange(size.sum())])
+        sizes.append(size)
+        made, epoch = made + len(size), epoch + 1
+    ends = np.cumsum(np.concatenate(sizes))[:packs_needed]
+    return Plan(np.concatenate(members)[: ends[-1]], ends)
 
 
 def pack(examples, packs, seq_len, pad_id=0):

@@ -14,27 +14,34 @@ def draw(seed, n=400, seq_len=256):
     return np.clip(rng.lognormal(3.5, 0.9, n).astype(int), 2, seq_len).tolist()
 
 
-def naive_best_fit(lengths, seq_len, seed=0):
-    """Best fit by looking at every pack: the tightest that still has room, the one filled last if two are alike."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    first, last = sum(n > seq_len // 4 for n in lengths), len(lengths) - len(lengths) // 10
-    middle = np.random.default_rng(seed).permutation(order[first:last]).tolist()
-    packs, clock = [], 0
-    for i in order[:first] + middle + order[last:]:
-        fits = [p for p in packs if p["room"] >= lengths[i]]
-        best = min(fits, key=lambda p: (p["room"], -p["when"])) if fits else {"room": seq_len, "members": []}
-        if not fits:
-            packs.append(best)
-        clock += 1
-        best["room"], best["when"] = best["room"] - lengths[i], clock
-        best["members"].append(i)
-    return [p["members"] for p in packs]
+def naive_fill(lengths, rooms, seq_len):
+    """Best fit by looking at every pack: each length, longest first, into the tightest that still has room, else into a new one."""
+    rooms = list(rooms)
+    for n in lengths:
+        fits = [r for r in rooms if r >= n]
+        if fits:
+            rooms.remove(min(fits))
+        rooms.append((min(fits) if fits else seq_len) - n)
+    return sorted(rooms)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_best_fit_equals_the_naive_packer(seed):
-    lengths = draw(seed)
-    assert packing.best_fit(lengths, 256, seed) == naive_best_fit(lengths, 256, seed)
+@pytest.mark.parametrize("seed", range(6))
+def test_filling_equals_the_naive_packer(seed):
+    rng = np.random.default_rng(seed)
+    lengths = np.array(sorted(draw(seed, n=(0, 1, 300)[seed % 3]), reverse=True), np.int64)
+    room = rng.integers(0, 257, 40) if seed < 5 else np.zeros(3, np.int64)
+    pack = packing._fill(lengths, room, 256)
+    left = np.append(room, np.full(max(0, pack.max(initial=-1) + 1 - len(room)), 256)) - np.bincount(pack, lengths, max(len(room), pack.max(initial=-1) + 1))
+    assert sorted(left.astype(int).tolist()) == naive_fill(lengths.tolist(), room.tolist(), 256) and left.min() >= 0
+
+
+def test_long_and_short_share_packs_and_companions_are_left_to_chance():
+    lengths = draw(0, n=4000, seq_len=1024)
+    plan = packing.best_fit(lengths, 1024)
+    middle = float(np.median(lengths))
+    assert sum(max(lengths[i] for i in p) < middle for p in plan) <= 1  # no packs of short answers alone
+    pairs = [{tuple(p[:2]) for p in packing.best_fit(lengths, 1024, seed)} for seed in (0, 1)]
+    assert len(pairs[0] & pairs[1]) < 0.1 * len(pairs[0])
 
 
 def naive_partition(lengths, seq_len, order):
@@ -51,7 +58,7 @@ def test_shuffle_partition_equals_the_naive_packer(seed):
     lengths = draw(seed)
     packs = packing.shuffle_partition(lengths, 256, seed)
     order = [i for p in packs for i in p]
-    assert packs == naive_partition(lengths, 256, order) and order != sorted(order)
+    assert list(packs) == naive_partition(lengths, 256, order) and order != sorted(order)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -60,7 +67,7 @@ def test_every_example_once_an_epoch_and_no_pack_over_seq_len(method, seed):
     lengths = draw(seed)
     per_epoch = [len(getattr(packing, method)(lengths, 256, seed + e)) for e in (0, 1)]
     plan = packing.plan(lengths, 256, sum(per_epoch), method, seed)
-    assert len(plan) == sum(per_epoch)
+    assert len(plan) == sum(per_epoch) and plan == packing.plan(lengths, 256, None, method, seed, epochs=2)
     for epoch in (plan[: per_epoch[0]], plan[per_epoch[0]:]):
         assert sorted(i for p in epoch for i in p) == list(range(len(lengths)))
     one, two = ({tuple(sorted(p)) for p in epoch} for epoch in (plan[: per_epoch[0]], plan[per_epoch[0]:]))
@@ -130,3 +137,31 @@ def test_errors():
         packing.plan([], 8, 1)
     with pytest.raises(ValueError, match="example 1 has 9 tokens; seq_len is 8"):
         packing.plan([3, 9], 8, 1)
+    with pytest.raises(ValueError, match="example 1 has 0 tokens"):
+        packing.plan([3, 0], 8, 1)
+
+
+def test_epochs_are_rounded_up_to_whole_steps_and_the_plans_length_says_how_many():
+    lengths = draw(1)
+    once = len(packing.plan(lengths, 256, seed=3))
+    for multiple in (1, 4, 7):
+        plan = packing.plan(lengths, 256, seed=3, epochs=3, multiple=multiple)
+        counts = np.bincount(plan.members, minlength=len(lengths))
+        assert len(plan) % multiple == 0 and set(counts) <= {3, 4} and (counts == 4).sum() <= multiple * max(map(len, plan))
+        assert plan[:once] == packing.plan(lengths, 256, seed=3)[:]
+
+
+@pytest.mark.parametrize("seq_len", [4096, 100_000])
+def test_a_hundred_thousand_lengths_leave_less_than_a_thousandth_empty(seq_len):
+    lengths = np.clip(np.random.default_rng(0).lognormal(np.log(270), 0.8, 100_000).astype(int), 1, seq_len)
+    plan = packing.best_fit(lengths, seq_len)
+    assert np.bincount(plan.members).tolist() == [1] * 100_000
+    sums = np.add.reduceat(lengths[plan.members], np.append(0, plan.ends[:-1]))
+    assert sums.max() <= seq_len and len(plan) <= -(-lengths.sum() // seq_len) * 1.001
+
+
+@pytest.mark.parametrize("lengths", [[5], [8] * 9, [5] * 9, [1] * 100, [7, 1] * 5, [4096] * 3 + [1], list(range(1, 60))])
+def test_odd_lengths(lengths):
+    plan = packing.best_fit(lengths, max(8, *lengths))
+    assert sorted(plan.members.tolist()) == list(range(len(lengths))) and all(plan)
+    assert max(sum(lengths[i] for i in p) for p in plan) <= max(8, *lengths)
