@@ -115,25 +115,27 @@ def _fill(lengths, room, seq_len):
         length = int(lengths[at])
         while left or at < end:
             for r, these in left:
-                free.setdefault(r, []).extend(these)
-                open_ |= 1 << r
+                if these:
+                    free.setdefault(r, []).extend(these)
+                    open_ |= 1 << r
             left = []
             if at == end:
                 break
-            if fits := open_ >> length:
-                r = length + (fits & -fits).bit_length() - 1
-                took = free[r][at - end :]
-                del free[r][at - end :]
+            fits = open_ >> length
+            r = length + (fits & -fits).bit_length() - 1 if fits else seq_len
+            each = r // length  # a pack that was just filled is the tightest, as long as it has room
+            need = -(-(end - at) // each)
+            if fits:
+                took = free[r][-need:]
+                del free[r][-need:]
                 if not free[r]:
                     open_ &= ~(1 << r)
-                out[at : at + len(took)] = took
-                at, left = at + len(took), [(r - length, took)]
-            else:  # new packs, full of this length but for the last
-                each, count = seq_len // length, end - at
-                out[at:end] = packs + np.arange(count) // each
-                full, new, at = count // each, -(-count // each), end
-                left = [(seq_len - each * length, range(packs, packs + full)), (seq_len - count % each * length, range(packs + full, packs + new))]
-                left, packs = [(r, these) for r, these in left if these], packs + new
+            else:
+                took, packs = range(packs, packs + need), packs + need
+            several = min(end - at, len(took) * each)
+            out[at : at + several] = np.repeat(took, each)[:several]
+            at, full = at + several, several // each
+            left = [(r - each * length, took[:full]), (r - several % each * length, took[full:])]
     return out
 
 
