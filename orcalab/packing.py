@@ -68,9 +68,10 @@ def best_fit(lengths, seq_len, seed=0):
 
     First, in rounds, as many examples as there have to be packs, longest first (more or less: chance decides, so that
     companions differ by seed): the longest goes to the emptiest pack, and so on. So every pack mixes long and short, and
-    tasks; sorting alone would put one-word answers together. What does not fit waits. When 70 % of the tokens are placed, the
+    tasks; sorting alone would put one-word answers together. What does not fit waits. When half of the tokens are placed, the
     rest goes longest first into the pack with the least room that is enough; a new pack is begun when none is. All
     packs with the same room are alike, so this is done for all examples of a length together: the time is that of sorting.
+    At last the emptiest fifth is packed once more, by lengths alone, if that saves a pack.
 
     Returns:
         Plan.
@@ -80,10 +81,10 @@ def best_fit(lengths, seq_len, seed=0):
     """
     lengths = np.asarray(lengths, np.int32)
     packs, total = max(1, -(-int(lengths.sum()) // seq_len)), int(lengths.sum())
-    chance = np.random.default_rng(seed).uniform(0.7, 1, len(lengths)).astype(np.float32)
+    chance = 0.7 + 0.3 * np.random.default_rng(seed).random(len(lengths), np.float32)
     order = _sorted((lengths * chance).astype(np.int32))[::-1]
     room, pack_of, waiting, at, placed = np.full(packs, seq_len, np.int32), np.empty(len(lengths), np.int32), [], 0, 0
-    while at < len(order) and placed < 0.7 * total:
+    while at < len(order) and placed < total / 2:
         several, at = order[at : at + packs], at + packs
         several = several[_sorted(lengths[several])[::-1]]
         emptiest = _sorted(room)[::-1][: len(several)]
@@ -95,7 +96,16 @@ def best_fit(lengths, seq_len, seed=0):
     waiting = np.concatenate([*waiting, order[at:]])
     waiting = waiting[_sorted(lengths[waiting])[::-1]]
     pack_of[waiting] = _fill(lengths[waiting], room, seq_len)
-    return _grouped(np.unique(pack_of, return_inverse=True)[1] if np.bincount(pack_of).min() == 0 else pack_of)
+    sums = np.bincount(pack_of, lengths).astype(np.int32)
+    emptiest = _sorted(sums)[: max(4, len(sums) // 5)]
+    chosen = np.zeros(len(sums), bool)
+    chosen[emptiest] = True
+    again = np.flatnonzero(chosen[pack_of])
+    again = again[_sorted(lengths[again])[::-1]]
+    fewer = _fill(lengths[again], np.empty(0, np.int32), seq_len)
+    if fewer.max() + 1 < (sums[emptiest] > 0).sum():
+        pack_of[again] = emptiest[fewer]
+    return _grouped((np.cumsum(np.bincount(pack_of) > 0) - 1)[pack_of])
 
 
 def _fill(lengths, room, seq_len):
@@ -107,35 +117,32 @@ def _fill(lengths, room, seq_len):
     Args:
         lengths: longest first.  room: tokens left in each pack.
     """
-    order, out, packs, at, free, open_ = _sorted(room), np.empty(len(lengths), np.int32), len(room), 0, {}, 0
+    order, out, packs, at = _sorted(room), np.empty(len(lengths), np.int32), len(room), 0
     sizes, starts = np.unique(room[order], return_index=True)
-    left = list(zip(sizes.tolist(), [part.tolist() for part in np.split(order, starts[1:])]))
-    ends = np.append(np.flatnonzero(np.diff(lengths)) + 1, len(lengths)).tolist() if len(lengths) else []
-    for end in ends:
-        length = int(lengths[at])
-        while left or at < end:
-            for r, these in left:
-                if these:
-                    free.setdefault(r, []).extend(these)
-                    open_ |= 1 << r
-            left = []
-            if at == end:
-                break
+    free = dict(zip(sizes.tolist(), map(np.ndarray.tolist, np.split(order, starts[1:])))) if len(room) else {}
+    open_ = sum(1 << r for r in free)
+    for end in [*(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]:
+        length = int(lengths[at]) if at < end else 0
+        while at < end:
             fits = open_ >> length
             r = length + (fits & -fits).bit_length() - 1 if fits else seq_len
             each = r // length  # a pack that was just filled is the tightest, as long as it has room
             need = -(-(end - at) // each)
-            if fits:
+            if not fits:
+                took, packs = list(range(packs, packs + need)), packs + need
+            elif need < len(free[r]):
                 took = free[r][-need:]
                 del free[r][-need:]
-                if not free[r]:
-                    open_ &= ~(1 << r)
             else:
-                took, packs = range(packs, packs + need), packs + need
+                took, open_ = free.pop(r), open_ & ~(1 << r)
             several = min(end - at, len(took) * each)
-            out[at : at + several] = np.repeat(took, each)[:several]
+            out[at : at + several] = took if each == 1 else np.repeat(took, each)[:several] if several > 50 else [p for p in took for _ in range(each)][:several]
             at, full = at + several, several // each
-            left = [(r - each * length, took[:full]), (r - several % each * length, took[full:])]
+            for left, these in ((r - each * length, took[:full]), (r - several % each * length, took[full:])):
+                if these and left in free:
+                    free[left] += these
+                elif these:
+                    free[left], open_ = these, open_ | 1 << left
     return out
 
 
