@@ -22,7 +22,7 @@ from functools import cached_property
 from weakref import WeakKeyDictionary
 
 from orcalab.config import CHOICES, choose, digest
-from orcalab.tokens import Tokens
+from orcalab.tokens import Tokens, Unsayable  # noqa: F401  the error is this room's, too
 
 START, END, PAD = "<|im_start|>", "<|im_end|>", "[PAD]"
 ROLES = ("system", "user", "assistant")
@@ -161,6 +161,12 @@ class Encoder:
         return [*out, (joint + self.open("assistant"), 0)] if reply else out
 
 
+    def text(self, words):
+        """Return the parts of plain text: behind the BOS, with the space that the first word of a text has, without an end. All but the first token is learned."""
+        ids = (b"" if self.bos is None else int32(self.bos)) + self.tokens.content(self.tokens.first + words)
+        return [(ids[:4], 0), (ids[4:], 1)]
+
+
 def int32(number):
     """Return one id as int32 bytes."""
     return array("i", [number]).tobytes()
@@ -234,12 +240,18 @@ def prove(ids, mask, messages, tokenizer, learn="all", template=None, empty_syst
     """Raise unless the special ids are the messages' own structure, and the targets decode to the assistant's words and ends.
 
     Args:
+        messages: a conversation, or a plain text.
         tokenizer: a tokenizer, or its Encoder; the other arguments are those of `encode`.
 
     Raises:
         ValueError: shows both sides of the first difference.
     """
     e = encoder(tokenizer, template)
+    if isinstance(messages, str):  # plain text: all of it, and nothing before it but the BOS
+        said = e.tokens.bytes_of(i for i in ids if i != e.bos)
+        if said != e.tokens.prefix + e.tokens.as_read(e.tokens.first + messages).encode() or list(mask) != [0] + [1] * (len(ids) - 1):
+            raise ValueError(f"the ids decode to {said.decode(errors='replace')!r:.200}, the text is {messages!r:.200}")
+        return
     structure = [i for i in ids if i in e.special]
     own = ([] if e.bos is None else [e.bos]) + [i for m in e.kept(messages, empty_system) for i in (e.ids[m["role"]], e.end)]
     if structure != own:

@@ -2,6 +2,7 @@
 
 Words, used with one meaning everywhere (code, notebooks, command line, run folders):
 
+- *source*: a data set whose rows we can read; *mixture*: parts of sources in set proportions; *corpus*: what a stage is trained on
 - *row*: one training item, `messages` (a list of {role, content}) or `text`, plus flat provenance
   columns (id, source, task, strategy, teacher, original_system)
 - *example*: (ids, mask) made from a row; *target*: a token that is learned
@@ -33,6 +34,8 @@ CHOICES = {
     "dtype": ("auto", "bf16", "fp32"),
     "device": ("auto", "cpu", "cuda"),
     "schedule": ("cosine", "constant"),
+    "by": ("rows", "tasks"),
+    "surplus": ("train", "lost"),
 }
 
 
@@ -94,7 +97,10 @@ class Config:
     name: str = "stage"  # name of the run and of its folder
     start: str = "base"  # name of the stage this one starts from, or base
     base: str = "smollm2-135m"  # base model, by name, hub id or local folder
-    rows: str = "procedural"  # where rows come from, procedural or paths joined by commas
+    rows: str = "procedural"  # where rows come from, procedural, a mixture of the recipe, or sources and paths joined by commas
+    data: str = ""  # folder that holds the sources' folders, one a name; empty takes them from the hub
+    scale: float = 1.0  # size of a mixture, 1 is the paper's
+    drop: str = "duplicates"  # rows left out and counted, of duplicates / near / refusals / wrong / overlap / unsayable, joined by commas, or nothing
     answers: str = "gold"  # what is learned, gold (the short answer) or explained
     system: str = "empty"  # system message, empty / none / orca1 / strategy / cautious (erased) / keep
     few_shot: float = 0.0  # share of rows with solved examples in the user turn
@@ -105,7 +111,8 @@ class Config:
     too_long: str = "drop"  # what happens to an example longer than seq_len, drop / cut_prompt / error
     batch_size: int = 1  # packs in one forward pass
     accum: int = 1  # forward passes in one step
-    steps: int = 40  # optimizer updates
+    steps: int = 40  # optimizer updates, 0 for as many as the epochs take
+    epochs: int = 0  # passes over the rows, if steps is 0
     lr: float = 3e-4  # peak learning rate
     warmup: int = 4  # steps of linear warm-up
     schedule: str = "cosine"  # learning rate after warm-up, cosine (to a tenth) or constant
@@ -157,6 +164,44 @@ class Task:
     why: str  # reason, written before the answer-only control was trained
 
 
+DROPS = ("duplicates", "near", "refusals", "wrong", "overlap", "unsayable", "nothing")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One ingredient of a mixture: where its rows come from, how they are chosen, and how they are dressed."""
+
+    name: str  # what the data card calls it
+    sources: str  # names of sources, name:path, or paths, joined by commas
+    size: int = 0  # rows, before scale; 0 for all there are
+    fraction: float = 1.0  # share of the rows, drawn afresh each epoch
+    by: str = "rows"  # what is drawn with equal chance, rows, or tasks (Orca 1, Algorithm 1)
+    cap: int = 0  # most rows of one task, 0 for any number
+    tasks: str = ""  # tasks to take, joined by commas; empty for all
+    kind: str = ""  # FLAN's kinds of template to take, by their beginning: zs for zero-shot
+    answers: str = ""  # as in Config; empty is the stage's
+    system: str = ""  # as in Config; empty is the stage's
+    few_shot: float = -1.0  # as in Config; below 0 is the stage's
+    merge: int = 0  # characters up to which rows under one system message become one conversation
+    similar: bool = False  # whether rows that become one conversation are alike
+    chunk: int = 0  # most characters of a piece of plain text; longer ones become several rows
+    validation: float = 0.0  # share of the rows set aside
+    max_validation: int = 0  # most rows set aside, 0 for any number
+    surplus: str = "train"  # what becomes of rows set aside over that, train or lost
+
+    def __post_init__(self):
+        check(self)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A mixture: parts, and perhaps only a random subset of what they give."""
+
+    name: str  # what a stage's `rows` says
+    parts: tuple  # Parts
+    subset: int = 0  # rows drawn at random from the whole, before scale; 0 for all
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A named list of stages with a base model and evaluation sizes."""
@@ -168,9 +213,11 @@ class Recipe:
     grid: int = 10  # held-out questions per task in the strategy grid
     max_new_tokens: int = 120  # longest answer, in tokens
     eval_batch: int = 50  # answers generated side by side
+    against: str = ""  # evaluation sets that no row should overlap with, paths joined by commas
     out: str = "runs"  # folder that holds the stages' folders
     stages: tuple = ()  # configs, in order
     tasks: tuple = ()  # procedural tasks
+    mixes: tuple = ()  # mixtures that stages name in `rows`
     doc: str = ""  # what the paper did, what differs, cost, result
 
     def __post_init__(self):
@@ -191,18 +238,31 @@ def check(cfg):
     for f in fields(cfg):
         value = getattr(cfg, f.name)
         object.__setattr__(cfg, f.name, _coerce(type(cfg), f.name, value))
-        if f.name in CHOICES:
+        if f.name in CHOICES and not (isinstance(cfg, Part) and value == ""):
             choose(value, CHOICES[f.name], f.name)
-    at_least = {"seq_len": 8, "batch_size": 1, "accum": 1, "steps": 1, "warmup": 0, "save_every": 1,
-                "lr": 0, "clip": 0, "few_shot": 0, "weight_decay": 0, "seed": 0, "processes": 0,
+    at_least = {"seq_len": 8, "batch_size": 1, "accum": 1, "steps": 0, "epochs": 0, "size": 0, "cap": 0, "merge": 0, "chunk": 0, "validation": 0, "max_validation": 0, "warmup": 0, "save_every": 1,
+                "lr": 0, "clip": 0, "few_shot": -1 if isinstance(cfg, Part) else 0, "weight_decay": 0, "seed": 0, "processes": 0,
                 "questions": 1, "grid": 1, "max_new_tokens": 1, "eval_batch": 1}
     for name, low in at_least.items():
         if hasattr(cfg, name) and not low <= getattr(cfg, name) < float("inf"):
             raise ValueError(f"{name} must be a number of at least {low}, got {getattr(cfg, name)}")
     if hasattr(cfg, "base") and "/" not in cfg.base and not Path(cfg.base).is_dir():
         choose(cfg.base, BASES, "base model")
-    if getattr(cfg, "few_shot", 0) > 1:
-        raise ValueError(f"few_shot is a share between 0 and 1, got {cfg.few_shot}")
+    for name in ("few_shot", "validation"):
+        if getattr(cfg, name, 0) > 1:
+            raise ValueError(f"{name} is a share between 0 and 1, got {getattr(cfg, name)}")
+    for name in ("scale", "fraction"):
+        if not 0 < getattr(cfg, name, 1) <= 1:
+            raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(cfg, name)}" + (f" (part {cfg.name!r})" if isinstance(cfg, Part) else ""))
+    if getattr(cfg, "steps", 1) == getattr(cfg, "epochs", 0) == 0:
+        raise ValueError("steps and epochs are both 0: one of them says how long a stage is")
+    for word in listed(getattr(cfg, "drop", "")):
+        choose(word, DROPS, "kind of row to drop")
+
+
+def listed(text):
+    """Return the words of a text that are joined by commas."""
+    return [w.strip() for w in str(text).split(",") if w.strip()]
 
 
 def change(cfg, **changes):

@@ -159,13 +159,14 @@ def shuffle_partition(lengths, seq_len, seed=0):
     return Plan(order, np.array(ends))
 
 
-def plan(lengths, seq_len, packs_needed=None, method="best_fit", seed=0, epochs=1, multiple=1):
+def plan(lengths, seq_len, packs_needed=None, method="best_fit", seed=0, epochs=1, multiple=1, draws=None):
     """Plan packs over as many epochs as `packs_needed` takes, in the order they are trained.
 
     Args:
         lengths: tokens of each example, none over seq_len.
         packs_needed: steps x packs per step; None is as many as `epochs` epochs make, rounded up to a `multiple`.
         method: "best_fit" or "shuffle_partition".
+        draws: which examples each epoch takes, a list of arrays that begins anew when it is at its end; None is all.
 
     Returns:
         Plan. A pure function of its arguments; each epoch packs anew.
@@ -180,14 +181,16 @@ def plan(lengths, seq_len, packs_needed=None, method="best_fit", seed=0, epochs=
         raise ValueError(f"example {at} has {lengths[at]} tokens; seq_len is {seq_len}")
     members, sizes, epoch, made = [], [], 0, 0
     while made < packs_needed if packs_needed else epoch < epochs or made % multiple:
-        new = {"best_fit": best_fit, "shuffle_partition": shuffle_partition}[method](lengths, seq_len, seed + epoch)
+        mine = draws[epoch % len(draws)] if draws else slice(None)
+        new = {"best_fit": best_fit, "shuffle_partition": shuffle_partition}[method](lengths[mine], seq_len, seed + epoch)
         # shuffled, so chance decides what a cut epoch leaves out, not how short an example is
         chance = np.random.default_rng([seed, epoch]).permutation(len(new))
         if not packs_needed and epoch >= epochs:
             chance = chance[: -made % multiple]
         size = np.diff(new.ends, prepend=0)[chance]
         starts = (new.ends - np.diff(new.ends, prepend=0))[chance]
-        members.append(new.members[np.repeat(starts - np.cumsum(size) + size, size) + np.arange(size.sum())])
+        chosen = new.members[np.repeat(starts - np.cumsum(size) + size, size) + np.arange(size.sum())]
+        members.append(np.asarray(mine, np.int32)[chosen] if draws else chosen)
         sizes.append(size)
         made, epoch = made + len(size), epoch + 1
     ends = np.cumsum(np.concatenate(sizes))[:packs_needed]

@@ -3,7 +3,7 @@
 from dataclasses import fields, replace
 from pathlib import Path
 
-from orcalab.config import Config, Recipe, Task, change, choose
+from orcalab.config import Config, Mix, Part, Recipe, Task, change, choose
 
 # The six tasks of the laptop recipe. Their hardness was set by looking at stages 1 to 3 alone, and fixed before the
 # answer-only control was trained (LOG.md). The rule: an answer that is one look-up or one inference away should need
@@ -56,7 +56,68 @@ def smoke():
     return replace(big, name="smoke", base="tiny-random", stages=stages, questions=2, grid=1, max_new_tokens=6)
 
 
-RECIPES = {"laptop": laptop, "smoke": smoke}
+# ----------------------------------------------------------------------------------------------- mixtures
+
+# Stage 1. FLAN-v2's own weights (run_example.py), of which Orca takes all but Dialog. The size is ours: the paper names none.
+FLAN = Mix("flan", tuple(Part(name, name, size=round(5_000_000 * share / 0.97), by="tasks")
+                         for name, share in (("flan2021", 0.40), ("t0", 0.32), ("niv2", 0.20), ("cot", 0.05))))
+
+# Orca 1's queries (paper, Table 3): zero-shot, under the messages of Figure 6. What the teacher is asked; here with FLAN's own targets as answers.
+ORCA1_QUERIES = Mix("orca1_queries", (
+    Part("cot", "cot", kind="zs", system="orca1"),
+    Part("niv2", "niv2", cap=300, kind="zs", system="orca1"),
+    Part("flan2021", "flan2021", size=2_500_000, by="tasks", kind="zs", system="orca1"),
+    Part("t0", "t0", size=2_000_000, by="tasks", kind="zs", system="orca1")))
+ORCA1_QUERIES_GPT4 = replace(ORCA1_QUERIES, name="orca1_queries_gpt4", subset=1_000_000)  # a random subset of the same, for the stronger teacher
+
+# Stage 2. ChatGPT's answers are closed: OpenOrca's by GPT-3.5, under the same messages.
+ORCA1 = Mix("orca1", (Part("chatgpt", "openorca_gpt35", system="keep"),))
+
+# Stage 3 (paper, section on Orca 2's data): Orca 1's 1 M by GPT-4 under their own messages, and 602 : 55 : 160 : 2 thousand new rows, erased. No open set has
+# answers by strategy at this size: FLAN's human explanations under our strategies, and SlimOrca's answers, their messages erased as well, stand in.
+ORCA2_PARTS = (
+    Part("zero_shot", "flan_cot, slimorca", size=602_000, system="cautious"),
+    Part("few_shot", "openorca_gpt4", size=55_000, few_shot=1.0, system="cautious"),
+    Part("math", "gsm8k, aqua, math, math_dataset, numglue, lila", size=160_000, by="tasks", system="cautious"),
+    Part("synthetic", "doctor_patient", size=2_000, system="cautious"))
+ORCA2 = Mix("orca2", (Part("gpt4", "openorca_gpt4", system="keep"), *ORCA2_PARTS))
+ORCA2_NEW = Mix("orca2_new", ORCA2_PARTS)
+
+# OpenAssistant's mixture, from the card of llama2-13b-orca-8k-3319. Their rows set aside beyond max_validation were lost; here they are trained on.
+ORCA_8K = Mix("orca_8k", (
+    Part("orca_chat", "orca_chat", validation=0.2, max_validation=5000),
+    Part("fanfics", "fanfics", chunk=65_535, validation=0.2, max_validation=1000),
+    Part("redpajama", "redpajama", chunk=65_535, fraction=0.25, validation=0.2, max_validation=1000)))
+MIXES = (FLAN, ORCA1_QUERIES, ORCA1_QUERIES_GPT4, ORCA1, ORCA2, ORCA2_NEW, ORCA_8K)
+
+
+def orca2_7b():
+    """The paper's three stages at its sizes, on open stand-ins; `scale` makes all of them smaller.
+
+    Paper: Orca 2, "Training": LLaMA-2-7B; FLAN-v2 for one epoch, Orca 1's 5M for three, 1M + 817K for four; 4,096 tokens a pack.
+    Departs: open sets stand in for the closed answers (see `MIXES`), fewer than the paper's where no more exist. Learning rate and batch are ours: the paper
+    publishes none.
+    Cost: preparing was measured (LOG.md), training was not. Result: not measured.
+    """
+    flan = Config(name="stage1_flan", rows="flan", answers="gold", system="none", seq_len=4096, steps=0, epochs=1, batch_size=1, accum=64, lr=1e-5, warmup=100,
+                  drop="duplicates, unsayable", save_every=200, stream=1)
+    chatgpt = replace(flan, name="stage2_chatgpt", start="stage1_flan", rows="orca1", answers="explained", system="keep", epochs=3, drop="duplicates, refusals, unsayable", stream=2)
+    gpt4 = replace(chatgpt, name="stage3_gpt4", start="stage2_chatgpt", rows="orca2", epochs=4, stream=3)
+    return Recipe(name="orca2_7b", base="meta-llama/Llama-2-7b-hf", stages=(flan, chatgpt, gpt4), tasks=TASKS)
+
+
+def orca_8k():
+    """OpenAssistant's 8k sibling: one stage of conversations and plain text, mixed.
+
+    Source: the model card of llama2-13b-orca-8k-3319. Departs: rows set aside beyond the validation set go back to training; examples are packed.
+    Cost, Result: not measured. Its RoPE scaling is not here yet, so this recipe can be prepared and not trained.
+    """
+    stage = Config(name="sft_8k", rows="orca_8k", answers="explained", system="keep", template="openassistant", seq_len=8192, steps=0, epochs=1, accum=16, lr=1e-5, warmup=100,
+                   schedule="constant", too_long="cut_prompt", drop="duplicates, unsayable", save_every=1000, stream=1)
+    return Recipe(name="orca_8k", base="meta-llama/Llama-2-13b-hf", stages=(stage,), tasks=TASKS)
+
+
+RECIPES = {"laptop": laptop, "smoke": smoke, "orca2_7b": orca2_7b, "orca_8k": orca_8k}
 
 
 def get(recipe="laptop", **changes):
@@ -68,7 +129,7 @@ def get(recipe="laptop", **changes):
     >>> get("laptop", lr=1e-4).stage("stage1_flan").lr
     0.0001
     """
-    made = RECIPES[choose(recipe, RECIPES, "recipe")]()
+    made = replace(RECIPES[choose(recipe, RECIPES, "recipe")](), mixes=MIXES)
     own, per_stage = ({f.name for f in fields(c)} - {"name", "stages", "tasks", "doc", "start"} for c in (Recipe, Config))
     changes = {k: v for k, v in changes.items() if v is not None}
     for name in changes:

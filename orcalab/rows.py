@@ -10,19 +10,20 @@ from pathlib import Path
 from random import Random
 
 from orcalab import chatml
-from orcalab.config import RowError, choose, nearest
+from orcalab.config import RowError, choose, listed, nearest
 from orcalab.strategies import FLAN_COT
 
-FIELDS = ("messages", "system_prompt", "question", "response", "id", "source", "task", "strategy", "teacher",
-          "original_system", "answer", "explanation")
+FIELDS = ("messages", "text", "system_prompt", "question", "response", "id", "source", "task", "strategy", "teacher",
+          "original_system", "answer", "explanation", "kind")
 OTHERS = {"system": "system_prompt", "instruction": "question", "output": "response", "conversations": "messages", "conversation": "messages"}  # other projects' names
 
 
 @dataclass(frozen=True)
 class Row:
-    """One training item: messages plus where they come from."""
+    """One training item: messages, or plain text, plus where they come from."""
 
     messages: list
+    text: str = ""  # for language modelling: every token of it is learned
     id: str = ""
     source: str = ""
     task: str = ""
@@ -31,46 +32,64 @@ class Row:
     original_system: str = ""
     answer: str = ""  # the gold answer, where one is known
     explanation: str = ""  # the worked answer, without its final line
+    kind: str = ""  # FLAN's kind of template: zs_opt, zs_noopt, fs_opt, fs_noopt
     where: str = field(default="", compare=False)  # file:line, for errors
 
 
-def jsonl(path, number, text):
-    """Return the row of a JSONL line: `messages`, or `system_prompt` / `question` / `response`.
+def parse(path, number, text):
+    """Return the object of a JSONL line.
 
     Raises:
-        RowError: file:line and the field; a line that is not JSON, a missing or misspelt field, a
-            conversation that does not end with the assistant.
+        RowError: file:line; a line that is not JSON, or not an object.
     """
-    where, source = f"{path}:{number}", path.stem
     try:
         item = json.loads(text)
     except json.JSONDecodeError as e:
         cut = " (is the line cut off?)" if e.pos >= len(text) - 1 or "Unterminated" in e.msg else ""
-        raise RowError(f"{where}: not JSON at character {e.pos + 1}: {e.msg}{cut}") from None
+        raise RowError(f"{path}:{number}: not JSON at character {e.pos + 1}: {e.msg}{cut}") from None
     if not isinstance(item, dict):
-        raise RowError(f"{where}: a line must hold an object, got {text[:40]!r}")
+        raise RowError(f"{path}:{number}: a line must hold an object, got {text[:40]!r}")
+    return item
+
+
+def row_of(item, where, source, number):
+    """Return the row of a dictionary: `messages`, or `system_prompt` / `question` / `response`, or `text` alone.
+
+    Raises:
+        RowError: where, and the field: a missing or misspelt one, or a conversation that does not end with the assistant.
+    """
     for key in item.keys() - set(FIELDS):  # words that nobody reads would be lost without a word
         meant = OTHERS.get(key) if "messages" not in item else None
         if (meant := meant or "".join(get_close_matches(key, ["system_prompt"], 1, 0.85))) and meant not in item:
             raise RowError(f"{where}: {key!r}: did you mean {meant!r}?")
     if "messages" in item:
-        if twice := sorted({"system_prompt", "question", "response"} & set(item)):
+        if twice := sorted({"system_prompt", "question", "response", "text"} & set(item)):
             raise RowError(f"{where}: 'messages' and {twice}: a row has the one or the other")
         messages = item["messages"]
     elif {"question", "response"} <= set(item):
         system = [{"role": "system", "content": item["system_prompt"]}] if item.get("system_prompt") else []
-        messages = [*system, {"role": "user", "content": item["question"]}, {"role": "assistant", "content": item["response"]}]
+        asked, said = ("" if item[k] is None else item[k] for k in ("question", "response"))
+        messages = [*system, {"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+    elif "text" in item and not {"question", "response"} & set(item):
+        messages = []
     else:
         missing = ["question", "response"] if {"question", "response"} & set(item) else ["messages"]
         odd = [k for k in item if k not in FIELDS]
         hint = nearest(odd[0], FIELDS).replace("did you mean", f"{odd[0]!r}: did you mean") if odd else ""
         raise RowError(f"{where}: missing {[m for m in missing if m not in item]}{hint}")
     try:
-        chatml.check(messages, answered=True)
+        chatml.check(messages if messages != [] or "text" not in item else [{"role": "assistant", "content": item["text"]}], answered=True)
     except ValueError as e:
         raise RowError(f"{where}: {e}") from None
-    extra = {k: str(item[k]) for k in FIELDS[4:] if item.get(k) is not None}
+    extra = {k: str(item[k]) for k in (*FIELDS[5:], "text") if item.get(k) is not None}
+    if half := [k for k, v in extra.items() if not v.isascii() and chatml.HALF.search(v)]:
+        raise RowError(f"{where}: {half[0]!r} holds half a character (a lone surrogate), which has no UTF-8")
     return Row(**{"id": f"{source}-{number}", "source": source, "task": source, **extra}, messages=messages, where=where)
+
+
+def jsonl(path, number, text):
+    """Return the row of a JSONL line; see `parse` and `row_of`."""
+    return row_of(parse(path, number, text), f"{path}:{number}", path.stem, number)
 
 
 def tsv(path, number, text):
@@ -85,11 +104,6 @@ def tsv(path, number, text):
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return Row(id=f"{name}-{number}", source="flan_cot", task=name, strategy=FLAN_COT.get(name, "explain-then-answer"),
                teacher="human", messages=messages, answer=answer, explanation=explanation, where=f"{path}:{number}")
-
-
-def stored(path, number, text):
-    """Return the row of a line that a prepared folder holds."""
-    return Row(**json.loads(text))
 
 
 READERS = {".jsonl": jsonl, ".tsv": tsv}
@@ -162,19 +176,25 @@ class Lines(OnDisk):
         return (self.reader or READERS[self.paths[n].suffix])(self.paths[n], number, text)
 
 
-def files(paths):
-    """Return the readable files behind comma-separated paths of files and folders, sorted."""
+def files(paths, suffixes=tuple(READERS), pattern="*", leave_out=None):
+    """Return the readable files behind comma-separated paths of files and folders, sorted.
+
+    Args:
+        pattern: which files of a folder, as in Path.glob.  leave_out: a regular expression of names inside a folder that are not wanted.
+    """
     found = []
-    for path in (Path(p.strip()) for p in str(paths).split(",") if p.strip()):
+    for path in map(Path, listed(paths)):
         if not path.exists():
             near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
             raise ValueError(f"no file or folder {path}{near}")
-        inside = sorted(p for p in path.iterdir() if p.suffix in READERS) if path.is_dir() else [path]
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(p for p in path.glob(pattern) if p.suffix in suffixes and not (leave_out and leave_out.search(p.relative_to(path).as_posix())))
         if not inside:
-            raise ValueError(f"{path} holds no {' or '.join(READERS)} file")
+            raise ValueError(f"{path} holds no {' or '.join(suffixes)} file" + (f" named {pattern}" if "." in pattern else ""))
         found += inside
     for path in found:
-        choose(path.suffix, READERS, f"reader ({path})")
+        choose(path.suffix, suffixes, f"reader ({path})")
     return found
 
 
@@ -196,7 +216,7 @@ def read(paths, seed=0, check=True):
 def origin_of(paths):
     """Identify files by name and content, for a prepared folder's digest."""
     out = []
-    for path in files(paths):
+    for path in paths if isinstance(paths, list) else files(paths):
         with open(path, "rb") as f:
             out.append([path.name, hashlib.file_digest(f, "sha256").hexdigest()[:16]])
     return out

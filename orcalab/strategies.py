@@ -77,6 +77,9 @@ FLAN_COT = {"aqua": "step-by-step", "gsm8k": "step-by-step", "strategyqa": "reca
             "creak": "direct-answer", "esnli": "explain-then-answer"}
 
 
+NAMES = {text: f"orca1-{i}" for i, text in ORCA1.items()} | {text: name for name, text in STRATEGIES.items()} | {CAUTIOUS: "cautious", "": "empty"}
+
+
 def message(name):
     """Return the system message called `name`: a strategy, `cautious`, `empty`, or `orca1-<id>`.
 
@@ -85,6 +88,24 @@ def message(name):
     """
     known = {"empty": "", "cautious": CAUTIOUS, **STRATEGIES, **{f"orca1-{i}": t for i, t in ORCA1.items()}}
     return known[choose(name, known, "strategy")]
+
+
+def orca1_ids(source, kind=""):
+    """Return the ids of Orca 1's messages that go with a sub-collection of FLAN; those of "cot" for rows from elsewhere.
+
+    Args:
+        source: flan2021, t0, niv2 or cot.  kind: of FLAN's template; one with options is multiple choice.
+    """
+    return ORCA1_IDS.get("flan2021_multiple_choice" if source == "flan2021" and kind.endswith("_opt") else source, ORCA1_IDS["cot"])
+
+
+def name_of(text):
+    """Return what a system message is called: a strategy, `cautious`, `empty`, `orca1-<id>`, or `its own`.
+
+    >>> name_of(ORCA1[11]), name_of(CAUTIOUS), name_of("Be brief.")
+    ('orca1-11', 'cautious', 'its own')
+    """
+    return NAMES.get(text, "its own")
 
 
 def set_system(row, text):

@@ -10,8 +10,8 @@ from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 
-from orcalab import data
-from orcalab.config import choose, digest
+from orcalab import data, mixture
+from orcalab.config import Mix, Part, choose, digest
 from orcalab.data import Row
 
 TRAIN_STRIDE = 1_000_000  # room between the seeds of two stages; reasoning_gym uses seed + index
@@ -150,19 +150,24 @@ def procedural(tasks, seed, stream, exclude=frozenset()):
 
 
 def rows_of(recipe, cfg):
-    """Return (rows, origin) of a stage: procedural ones, or those of the files that `rows` names.
+    """Return (rows, origin) of a stage: procedural ones, or those of the mixture, sources or files that `rows` names.
 
     No procedural row holds a held-out question. `origin` identifies the rows for the prepared folder.
+
+    Raises:
+        ValueError: `rows` names nothing that is there; says what is near.
     """
     if cfg.rows == "procedural":
         exclude = frozenset(e["question"].strip() for q in held_out(recipe.tasks, recipe.questions).values() for e in q)
         origin = [[t.name, t.strategy, t.settings] for t in recipe.tasks] + [cfg.seed, cfg.stream, recipe.questions]
         origin += [version("reasoning-gym"), digest(Path(__file__).read_text(encoding="utf-8"))]  # another writer, other rows
         return procedural(recipe.tasks, cfg.seed, cfg.stream, exclude), origin
-    return data.read(cfg.rows, f"{cfg.seed}-{cfg.stream}", check=False), [*data.origin_of(cfg.rows), cfg.stream]
+    mix = next((m for m in recipe.mixes if m.name == cfg.rows), Mix("rows", (Part("rows", cfg.rows),)))
+    rows = mixture.Mixture(mix, cfg)
+    return rows, rows.origin
 
 
 def prepare(recipe, cfg, tokenizer):
     """Prepare a stage's rows, or open the folder if the same inputs made it already; return data.Prepared."""
     rows, origin = rows_of(recipe, cfg)
-    return data.prepare(rows, cfg, tokenizer, Path(cfg.out) / "prepared", origin)
+    return data.prepare(rows, cfg, tokenizer, Path(cfg.out) / "prepared", origin, recipe.against)

@@ -10,6 +10,10 @@ from array import array
 from unicodedata import normalize
 
 
+class Unsayable(ValueError):
+    """A text that a tokenizer would not give back."""
+
+
 class _Words(dict):
     """Ids, as int32 bytes, of the words met so far; a new word is encoded, and decoded to see that nothing is lost."""
 
@@ -38,14 +42,15 @@ class Tokens:
         rust = getattr(tokenizer, "backend_tokenizer", None)
         if rust is None:
             raise ValueError(f"{type(tokenizer).__name__} has no fast (Rust) tokenizer behind it, which encoding needs")
+        self.first = " " if '"prepend_scheme":"first"' in rust.to_str() else ""  # what the first word of a plain text gets
         # all content stands behind a structural token, so a prefix that only the first piece of a text gets never comes
-        self.__setstate__((type(rust), rust.to_str().replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')))
+        self.__setstate__((type(rust), rust.to_str().replace('"prepend_scheme":"first"', '"prepend_scheme":"never"'), self.first))
 
     def __getstate__(self):
-        return self.kind, self.spec
+        return self.kind, self.spec, self.first
 
     def __setstate__(self, state):
-        self.kind, self.spec = state
+        self.kind, self.spec, self.first = state
         spec = json.loads(self.spec)
         self.rust = self.kind.from_str(self.spec)
         self.rust.encode_special_tokens = True  # the names of special tokens are ordinary characters
@@ -63,7 +68,7 @@ class Tokens:
         ids = self._ids(text)
         if self.bytes_of(ids) != self.prefix + self.as_read(text).encode():
             bad = next((f"U+{ord(c):04X} ({c!r})" for c in text if self.bytes_of(self._ids(c)) != self.prefix + self.as_read(c).encode()), "a text")
-            raise ValueError(f"{bad} cannot be said with this tokenizer: {text[:40]!r} would come back as {self.bytes_of(ids).decode(errors='replace')[:40]!r}")
+            raise Unsayable(f"{bad} cannot be said with this tokenizer: {text[:40]!r} would come back as {self.bytes_of(ids).decode(errors='replace')[:40]!r}")
         return array("i", ids).tobytes()
 
     def as_read(self, text):

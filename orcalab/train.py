@@ -5,6 +5,7 @@ import math
 import platform
 import shutil
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -209,6 +210,7 @@ def train(cfg, prepared, start=None):
                          "choose another out, or delete that folder")
     if cfg.finished:
         return read_json(folder / "results.json")
+    record, cfg = cfg, replace(cfg, steps=prepared.steps)  # what epochs came to
     model, tokenizer, origin = models.load(start or cfg.base, dtype, device, cfg.template)
     made, own = prepared.card["made_of"]["tokenizer"], chatml.fingerprint(tokenizer)
     if made != own:
@@ -216,7 +218,7 @@ def train(cfg, prepared, start=None):
                          "prepare the rows again with this model")
     preflight(models.isolate(model), prepared, tokenizer, cfg, folder)
     write_json(folder / "config.json", {
-        **to_json(cfg), "seal": seal, "origin": origin, "dtype_used": str(dtype), "device_used": device,
+        **to_json(record), "seal": seal, "origin": origin, "dtype_used": str(dtype), "device_used": device,
         "versions": {p: version(p) for p in ("orcalab", "torch", "transformers")} | {"python": platform.python_version()}})
     masters, done = Masters(model, cfg, models.pad_rows(model, tokenizer)), 0
     if saved := checkpoints(folder):

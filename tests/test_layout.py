@@ -26,7 +26,7 @@ def law():
 
 GUESTS = {
     "torch": {"model", "train", "generate"}, "transformers": {"model"}, "tokenizers": {"model"}, "sentencepiece": set(), "peft": {"model"}, "bitsandbytes": {"model"},
-    "safetensors": {"model"}, "datasets": {"data"}, "openai": {"teacher"}, "plotly": {"show"}, "ipywidgets": {"show"}, "mlflow": {"serve"},
+    "safetensors": {"model"}, "datasets": {"sources"}, "pyarrow": {"sources", "prepared"}, "rensa": {"hygiene"}, "openai": {"teacher"}, "plotly": {"show"}, "ipywidgets": {"show"}, "mlflow": {"serve"},
     "papermill": {"__main__"}, "lm_eval": {"evaluate"}, "reasoning_gym": {"teacher", "evaluate"}, "tqdm": {"progress"}, "pandas": set(),
 }
 
@@ -95,14 +95,14 @@ def test_light_rooms_load_no_heavy_guest():
 
 def test_rooms_of_text_and_numbers_load_no_torch():
     code = ("import sys\nfrom orcalab import data, evaluate, teacher\n"
-            "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'transformers', 'plotly', 'datasets', 'reasoning_gym'}))")
+            "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'transformers', 'plotly', 'datasets', 'pyarrow', 'reasoning_gym', 'rensa'}))")
     job = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert job.stdout == "[]\n"
 
 
 def test_the_package_stays_small():
     lines = {room: len(path.read_text(encoding="utf-8").splitlines()) for room, path in ROOMS.items()}
-    assert sum(lines.values()) < 3400 and max(lines.values()) <= 350
+    assert sum(lines.values()) < 4900 and max(lines.values()) <= 350
 
 
 def test_nothing_in_the_package_names_a_machine():

@@ -1,0 +1,92 @@
+"""The data card of a prepared folder: what is in it, what was left out and why, with two pictures; plain files, no program needed to read them."""
+
+from collections import Counter
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from orcalab import sources
+
+COLUMNS = ("source", "task", "strategy", "teacher", "system")  # of a tag
+TEXT = {"rows": "rows", "tokens": "tokens", "targets": "targets (tokens that are learned)", "erased": "rows whose system message was erased, each proved absent from its ids",
+        "as_they_stand": "rows without a gold answer, learned as they stand", "too_long": "rows dropped: longer than a pack", "cut": "rows cut at the start of their question",
+        "tokens_lost": "tokens lost to both", "leaks": "rows dropped: the erased message stands in the conversation, too",
+        "unsayable": "rows dropped or refused: characters that the tokenizer would lose", "overlap": "rows that overlap with an evaluation set"}
+
+
+def counted(tags, counts):
+    """Return {column: {value: rows}} of tags and how many rows have each, with the licence of each source."""
+    out = {c: Counter() for c in (*COLUMNS, "licence")}
+    for tag, n in zip(tags, map(int, counts)):
+        for column, value in (*zip(COLUMNS, tag), ("licence", sources.licence(tag[0]))):
+            out[column][value or "unknown"] += n
+    return {c: dict(sorted(v.items(), key=lambda x: (-x[1], x[0]))) for c, v in out.items()}
+
+
+def spread(lengths):
+    """Return how long the examples are: quantiles, and counts in 40 bins."""
+    counts, edges = np.histogram(lengths, bins=40)
+    low, median, high, most = (int(x) for x in np.quantile(lengths, [0, 0.5, 0.95, 1]))
+    return {"shortest": low, "median": median, "mean": round(float(np.mean(lengths)), 1), "95 %": high, "longest": most, "edges": [round(float(e), 1) for e in edges], "counts": counts.tolist()}
+
+
+def bars(title, names, values, unit):
+    """Return a bar chart as SVG: one row a name, readable on light and dark."""
+    wide, top, most = 720, 46, max(values, default=1) or 1
+    rows = []
+    for n, (name, value) in enumerate(zip(names, values)):
+        y, length = top + 24 * n, 430 * value / most
+        rows.append(f'<text x="188" y="{y + 13}" text-anchor="end">{escape(str(name)[:28])}</text><rect x="196" y="{y}" width="{max(1, length):.1f}" height="17" rx="2" '
+                    f'fill="#0072B2"/><text x="{202 + length:.1f}" y="{y + 13}">{value:,}</text>')
+    return _svg(title, wide, top + 24 * len(values) + 14, "".join(rows), unit)
+
+
+def histogram(title, edges, counts, unit):
+    """Return a histogram as SVG."""
+    wide, high, top = 720, 250, 52
+    step, most = (wide - 60) / len(counts), max(counts) or 1
+    body = [f'<rect x="{30 + n * step:.1f}" y="{top + 150 * (1 - c / most):.1f}" width="{step - 1:.1f}" height="{150 * c / most:.1f}" fill="#0072B2"/>' for n, c in enumerate(counts)]
+    body += [f'<text x="{30 + (wide - 60) * f:.0f}" y="{top + 170}" text-anchor="middle">{edges[0] + f * (edges[-1] - edges[0]):,.0f}</text>' for f in (0, 0.25, 0.5, 0.75, 1)]
+    return _svg(title, wide, high, "".join(body) + f'<text x="{wide / 2}" y="{top + 190}" text-anchor="middle">tokens</text>', unit)
+
+
+def _svg(title, wide, high, body, unit):
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" width="{wide}" role="img" aria-label="{escape(title)}"><style>text{{font:12px system-ui,sans-serif;'
+            f'fill:#333}}.t{{font-size:15px;font-weight:600}}@media(prefers-color-scheme:dark){{text{{fill:#ddd}}}}</style><text class="t" x="16" y="22">{escape(title)}</text>'
+            f'<text x="16" y="38">{escape(unit)}</text>{body}</svg>\n')
+
+
+def table(head, rows):
+    """Return rows as a Markdown table, numbers to the right."""
+    cell = lambda v: f"{v:,}" if isinstance(v, int) else str(v).replace("|", "\\|").replace("\n", " ")
+    side = ["---:" if rows and isinstance(rows[0][c], int) else "---" for c in range(len(head))]
+    return "\n".join(f"| {' | '.join(x)} |" for x in (head, side, *([cell(v) for v in r] for r in rows)))
+
+
+def write(folder, made):
+    """Write README.md, mixture.svg and lengths.svg into a prepared folder, from what its card.json holds."""
+    cfg, report, by, long = made["config"], made["report"], made["rows_by"], made["lengths"]
+    kind = next((k for k in ("task", "source") if 1 < len(by[k]) <= 40), "source")
+    shown = dict(list(by[kind].items())[:30])
+    Path(folder, "mixture.svg").write_text(bars(f"Rows by {kind}", shown, list(shown.values()), f"{report['rows']:,} rows of stage {cfg['name']}"), encoding="utf-8")
+    Path(folder, "lengths.svg").write_text(histogram("How long the examples are", long["edges"], long["counts"], f"examples by length; a pack has {cfg['seq_len']:,} tokens"), encoding="utf-8")
+    parts = [f"# Prepared rows of `{cfg['name']}`\n\nMade by orcalab from `{cfg['rows']}`, answers {cfg['answers']}, system message {cfg['system']}, template {cfg['template']}, seed {cfg['seed']}. "
+             f"`data-*.arrow` hold rows, ids and masks (`datasets.load_dataset(\"arrow\", data_files=...)` opens them), `plan.npy` and `packs.npy` which example goes in which pack.\n\n"
+             f"{made['packs']:,} packs of {cfg['seq_len']:,} tokens, {made['fill']:.2%} full ({cfg['packing']}); {made['epochs']:.2f} passes over the rows.\n\n"
+             f"![rows](mixture.svg)\n\n![lengths](lengths.svg)\n\n## Counts\n\n" + table(["what", "how many"], [[TEXT[k], int(report[k])] for k in TEXT if report.get(k)]),
+             "## Lengths in tokens\n\n" + table(list(k for k in long if k not in ("edges", "counts")), [[v for k, v in long.items() if k not in ("edges", "counts")]])]
+    if made["chosen"]:
+        keys = list(dict.fromkeys(k for c in made["chosen"].values() for k in c))
+        order = ["rows", *(k for k in keys if k not in ("rows", "available", "asked", "taken", "aside")), "available", "asked", "taken", "aside"]
+        parts.append("## What was chosen\n\nRows read, those left out and why, what was left, asked for and taken, and what was set aside for validation.\n\n" +
+                     table(["part", *order], [[p, *(c.get(k, 0) for k in order)] for p, c in made["chosen"].items()]))
+    for column, heading in (("source", "source"), ("task", "task"), ("strategy", "strategy"), ("teacher", "teacher"), ("licence", "licence"), ("system", "system message")):
+        many = list(by[column].items())
+        rest = [[f"{len(many) - 200} others", sum(n for _, n in many[200:])]] if len(many) > 200 else []
+        parts.append(f"## Rows by {heading}\n\n" + table([heading, "rows", "share"], [[k, n, f"{n / report['rows']:.1%}"] for k, n in [*many[:200], *rest]]))
+    if made["contamination"]:
+        rows = [[name, c["questions"], c["overlap"], ", ".join(f"{t} ({n})" for t, n in c["rows"].items()) or "none"] for name, c in made["contamination"].items()]
+        parts.append("## Overlap with evaluation sets\n\nQuestions that share a run of 13 words with a row, where no other question has that run, and the tasks of those rows.\n\n" +
+                     table(["set", "questions", "overlap", "tasks (rows)"], rows))
+    Path(folder, "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")

@@ -1,0 +1,153 @@
+"""A prepared folder: rows, ids and masks in Arrow files mapped from disk, the plan of packs, and the audit of what was erased."""
+
+import json
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from orcalab import chatml, packing
+from orcalab.config import read_json
+from orcalab.rows import OnDisk, Row
+from orcalab.strategies import CAUTIOUS
+
+COLUMNS = ("id", "source", "task", "strategy", "teacher", "original_system", "answer", "explanation", "kind", "text")
+
+
+# ---------------------------------------------------------------------------------------------- shards
+
+def write_shard(path, block, first=0):
+    """Write a Block as an Arrow file, whole or not at all; what it counts goes into the file's metadata."""
+    import pyarrow as pa
+    rows, tags = block.rows, {t: n for n, t in enumerate(dict.fromkeys(block.tags))}
+    ends = lambda sizes: pa.array(np.cumsum([0, *sizes], dtype=np.int32))
+    flat = lambda parts, kind: pa.array(np.frombuffer(b"".join(parts), kind))
+    turns = [m for r in rows for m in r.messages]
+    said = pa.StructArray.from_arrays([pa.array([m[k] for m in turns], pa.string()) for k in ("role", "content")], ["role", "content"])
+    columns = {c: pa.array([getattr(r, c) for r in rows], pa.string()) for c in COLUMNS}
+    columns |= {"messages": pa.ListArray.from_arrays(ends([len(r.messages) for r in rows]), said),
+                "input_ids": pa.ListArray.from_arrays(ends(block.lengths), flat(block.ids, np.int32)),
+                "learned": pa.ListArray.from_arrays(ends(block.lengths), flat(block.masks, np.int8)),
+                "tag": pa.array([tags[t] for t in block.tags], pa.int32()), "item": pa.array([first + i for i in block.items], pa.int32())}
+    counts = {"tags": list(tags), "report": block.report, "hits": [[*k, n] for k, n in sorted(block.hits.items())]}
+    table = pa.table(columns).replace_schema_metadata({"orcalab": json.dumps(counts)})
+    side = path.with_suffix(".part")
+    with pa.OSFile(str(side), "wb") as f, pa.ipc.new_file(f, table.schema) as out:
+        out.write_table(table)
+    side.replace(path)
+
+
+def read_shard(path):
+    """Return (table, counts) of an Arrow file, mapped from disk."""
+    import pyarrow as pa
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
+        return table, json.loads(table.schema.metadata[b"orcalab"])
+    except (pa.ArrowInvalid, OSError, KeyError, TypeError) as e:
+        raise ValueError(f"{path.parent} is damaged: {path.name} cannot be read ({str(e)[:60]}); delete it") from None
+
+
+def values_of(table, name):
+    """Return the flat values of a list column as an array, and where each list ends."""
+    column = table[name].chunk(0) if table[name].num_chunks else None
+    if column is None:
+        return np.zeros(0, np.int32), np.zeros(0, np.int64)
+    return column.values.to_numpy(), column.offsets.to_numpy()[1:].astype(np.int64)
+
+
+# ---------------------------------------------------------------------------------------------- folder
+
+class Stored(OnDisk):
+    """The rows of a prepared folder."""
+
+    def __init__(self, tables):
+        self.tables, self.ends = tables, np.cumsum([len(t) for t in tables])
+
+    def __len__(self):
+        return int(self.ends[-1])
+
+    def get(self, i):
+        k = int(np.searchsorted(self.ends, i, side="right"))
+        (item,) = self.tables[k].slice(i - (self.ends[k - 1] if k else 0), 1).select([*COLUMNS, "messages"]).to_pylist()
+        return Row(**item)
+
+
+class Examples(OnDisk):
+    """The examples of a prepared folder: (ids, mask) as int32 and bool arrays, mapped from disk."""
+
+    def __init__(self, tables):
+        self.shards = [(*values_of(t, "input_ids"), values_of(t, "learned")[0].view(bool)) for t in tables]
+        self.ends = np.cumsum([len(t) for t in tables])
+
+    def __len__(self):
+        return int(self.ends[-1])
+
+    def get(self, i):
+        k = int(np.searchsorted(self.ends, i, side="right"))
+        ids, ends, mask = self.shards[k]
+        i -= int(self.ends[k - 1]) if k else 0
+        span = slice(int(ends[i - 1]) if i else 0, int(ends[i]))
+        return ids[span], mask[span]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared folder: rows, their (ids, mask), and the plan of packs. Rows and examples stay on disk until asked for."""
+
+    folder: Path
+    card: dict
+    examples: Examples
+    plan: packing.Plan
+    rows: Stored
+
+    @property
+    def steps(self):
+        """How many steps the plan has."""
+        return len(self.plan) // (self.card["config"]["batch_size"] * self.card["config"]["accum"])
+
+    def packs(self, first=0, last=None):
+        """Return packs first..last of the plan as packing.Packed."""
+        return packing.pack(self.examples, self.plan[first:last], self.card["config"]["seq_len"], self.card["pad_id"])
+
+
+def open_prepared(folder):
+    """Open a prepared folder; raise if it is not one, or not whole."""
+    folder = Path(folder)
+    if not (folder / "card.json").exists():
+        raise ValueError(f"{folder} is not a prepared folder: it has no card.json")
+    made, tables = read_json(folder / "card.json"), [read_shard(p)[0] for p in sorted(folder.glob("data-*.arrow"))]
+    if (rows := sum(map(len, tables))) != made["report"]["rows"]:
+        raise ValueError(f"{folder} is damaged: its card lists {made['report']['rows']} rows, {rows} are there; delete it")
+    plan = packing.Plan(*(np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("plan", "packs")))
+    return Prepared(folder, made, Examples(tables), plan, Stored(tables))
+
+
+# ----------------------------------------------------------------------------------------------- audit
+
+def leaks(row, ids, encoder):
+    """Tell whether the message that was erased from a row can still be read in its example's ids (int32, as bytes)."""
+    return bool(row.original_system) and encoder.tokens.as_read(row.original_system).encode() in encoder.tokens.bytes_of(array("i", ids))
+
+
+def audit(prepared, tokenizer):
+    """Read a prepared folder back and check every erased row: its ids are those of its messages under the cautious message, they differ from those of the row as it was
+    before in the system turn's words and nowhere else, and the erased text is in none of them.
+
+    Returns:
+        dict: erased rows, different erased texts, rows that leak (0, unless the folder was changed).
+
+    Raises:
+        ValueError: a row whose ids are not its messages'; says which.
+    """
+    cfg, erased, texts, leaking = prepared.card["config"], 0, set(), 0
+    e = chatml.encoder(tokenizer, cfg["template"])
+    for row, (ids, mask) in zip(prepared.rows, prepared.examples):
+        if row.original_system:
+            now, was = (e.parts([{"role": "system", "content": text}, *row.messages[1:]], learn=cfg["learn"]) for text in (CAUTIOUS, row.original_system))
+            learned = b"".join(bytes([learn]) * (len(p) // 4) for p, learn in now)
+            if ids.tobytes() != b"".join(p for p, _ in now) or mask.tobytes() != learned or [n == w for n, w in zip(now, was)].count(False) != 1 or now[2] == was[2]:
+                raise ValueError(f"{prepared.folder}: the ids of row {row.id} are not those of its messages under the cautious message")
+            erased, leaking = erased + 1, leaking + leaks(row, ids.tobytes(), e)
+            texts.add(row.original_system)
+    return {"erased": erased, "texts": len(texts), "leaks": leaking}
