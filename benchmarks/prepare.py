@@ -3,12 +3,12 @@
 Both read one JSONL file of FLAN's chain-of-thought rows (their folder is given) or of the laptop recipe's procedural ones,
 with a system message, and end with packs of 2,048 tokens. TRL runs as its users run it (`assistant_only_loss`, `packing`), with
 as many processes as orcalab; its clock covers reading the file and building the trainer around a model of under a million
-parameters. Ours also checks every line, decodes and proves the targets of every row, keeps the rows with their provenance and writes everything to disk. Whole
-processes take turns, and each side reports its own work without the imports.
+parameters. Ours also reads and checks every line before it chooses, decodes and proves the targets of every row, keeps the rows with their provenance and writes everything,
+with its data card, to disk. Whole processes take turns, and each side reports its own work without the imports.
 
     pip install trl
     python benchmarks/prepare.py [rows [folder of FLAN files [tokenizer]]]
-    python benchmarks/prepare.py many [rows [folder of FLAN files [tokenizer]]]   # ours alone, minutes: peak memory, and rows/s by processes
+    python benchmarks/prepare.py many [rows [folder of FLAN files [tokenizer [processes]]]]   # ours alone, minutes: memory, disk, and rows/s by processes (1+2)
 """
 
 import json
@@ -41,19 +41,16 @@ def write_rows(path, count, folder):
 
 def ours(path, name, processes, out):
     """Prepare the file with orcalab; return seconds, tokens and targets."""
-    from orcalab import data, model
-    from orcalab.config import Config
+    from orcalab import model, teacher
+    from orcalab.config import Config, Recipe
     tokenizer = model.load_tokenizer(name)
     begun = time.perf_counter()
-    rows = data.read(path, 0, check=False)
-    cfg = Config(name="bench", system="keep", seq_len=SEQ_LEN, processes=processes, out=out)
-    # as many steps as the rows fill once: found by a first, small look at them
-    some = range(0, len(rows), max(1, len(rows) // 500))
-    size = sum(len(p) for i in some for p, _ in data.chatml.encoder(tokenizer).parts(rows[i].messages)) / 4 / len(some)
-    cfg = data.replace(cfg, steps=int(1.05 * size * len(rows) / SEQ_LEN) + 1)
-    made = data.prepare(rows, cfg, tokenizer, Path(out) / "prepared", "bench")
-    assert made.card["report"]["rows"] == len(rows), "not every row was prepared"
-    return {"seconds": time.perf_counter() - begun, **made.card["report"]}
+    cfg = Config(name="bench", rows=str(path), system="keep", seq_len=SEQ_LEN, processes=processes, out=out, steps=0, epochs=1, drop="nothing")
+    made = teacher.prepare(Recipe(), cfg, tokenizer)
+    seconds = time.perf_counter() - begun
+    assert made.card["report"]["rows"] == made.card["chosen"]["rows"]["rows"], "not every row was prepared"
+    size = sum(p.stat().st_size for p in made.folder.iterdir())
+    return {"seconds": seconds, "gib": round(size / 2**30, 2), "fill": round(made.card["fill"], 4), "steps": made.steps, **made.card["report"]}
 
 
 def trl(path, name, processes, out):
@@ -110,14 +107,22 @@ def main(count=12_000, folder="", name="llama-standin", repeats=2):
                       "work": f"{count} rows, {said['ours']['tokens']} tokens, {'FLAN CoT' if folder else 'procedural'}, packs of {SEQ_LEN}"}))
 
 
-def many(count=1_000_000, folder="", name="llama-standin"):
+def many(count=1_000_000, folder="", name="llama-standin", processes=""):
+    """Ours alone: a tenth of the rows and all of them, so that one sees how memory grows; and by processes."""
     with TemporaryDirectory() as out:
-        path = Path(out) / "rows.jsonl"
+        path, few = Path(out) / "rows.jsonl", Path(out) / "few.jsonl"
         write_rows(path, int(count), folder)
-        said = {n: child("ours", path, name, n, f"{out}/ours-{n}") for n in (1, os.cpu_count())}
+        with open(path, encoding="utf-8") as f, open(few, "w", encoding="utf-8") as g:
+            g.writelines(islice(f, int(count) // 10))
+        every = [int(n) for n in processes.split("+")] if processes else [1, os.cpu_count()]
+        small = child("ours", few, name, every[-1], f"{out}/few")
+        said = {n: child("ours", path, name, n, f"{out}/ours-{n}") for n in every}
         rate = {n: round(s["rows"] / s["seconds"]) for n, s in said.items()}
-        print(json.dumps({"rows": said[1]["rows"], "tokens": said[1]["tokens"], "file_mib": path.stat().st_size // 2**20, "rows_per_s": rate,
-                          "scaling": round(rate[os.cpu_count()] / rate[1], 2), "peak_gib": {n: s["peak_gib"] for n, s in said.items()}}))
+        last = said[every[-1]]
+        print(json.dumps({"rows": last["rows"], "tokens": last["tokens"], "packs of": SEQ_LEN, "steps": last["steps"], "fill": last["fill"], "file_gib": round(path.stat().st_size / 2**30, 2),
+                          "prepared_gib": last["gib"], "seconds": {n: round(s["seconds"]) for n, s in said.items()}, "rows_per_s": rate, "scaling": round(rate[every[-1]] / rate[every[0]], 2),
+                          "peak_gib": {n: s["peak_gib"] for n, s in said.items()}, "peak_gib_of_a_tenth": small["peak_gib"],
+                          "bytes_a_row": round((last["peak_gib"] - small["peak_gib"]) * 2**30 / (0.9 * last["rows"]))}))
 
 
 if __name__ == "__main__":

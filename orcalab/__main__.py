@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import orcalab
-from orcalab import config, recipes
+from orcalab import config, recipes, sources
 from orcalab.progress import clock
 
 VERBS = {
@@ -26,7 +26,8 @@ def usage():
     """Return the help text, made from the config dataclasses."""
     lines = ["usage: orcalab VERB [--name value ...]", ""]
     lines += [f"  {verb:<10}{text}" for verb, text in VERBS.items()]
-    lines += ["", "  --recipe    name of the recipe: " + " or ".join(recipes.RECIPES)]
+    lines += ["", "  --recipe    name of the recipe: " + " or ".join(recipes.RECIPES), "  --rows may name mixtures: " + ", ".join(m.name for m in recipes.MIXES),
+              "  or sources (NAME, or NAME:FOLDER): " + ", ".join(sources.SOURCES), "  or files and folders"]
     for cls, head in ((config.Recipe, "of the recipe"), (config.Config, "of every stage")):
         lines += ["", f"settings {head}:"]
         lines += [f"  --{n:<16}{t}" for n, t in config.help_of(cls).items() if n not in ("name", "stages", "tasks", "doc", "start")]
@@ -201,19 +202,31 @@ def train(recipe="laptop", stage=None, **given):
 
 
 def prepare(recipe="laptop", stage=None, **given):
-    """Prepare the rows of every stage, or of one."""
-    from orcalab import model as models, teacher
+    """Prepare the rows of every stage, or of one: sources, rows, mixture, examples, plan, with a data card; audit what was erased."""
+    from orcalab import data, model as models, teacher
     rec = recipes.get(recipe, **given)
     tokenizer = models.load_tokenizer(rec.base, rec.stages[0].template)
     for cfg in [rec.stage(stage)] if stage else rec.stages:
-        describe(teacher.prepare(rec, cfg, tokenizer))
+        prepared = teacher.prepare(rec, cfg, tokenizer)
+        describe(prepared)
+        if prepared.card["report"]["erased"]:
+            found = data.audit(prepared, tokenizer)
+            print(f"  audit: {found['erased']} rows erased, {found['leaks']} of them hold any of the {found['texts']} erased messages in their ids; only the system turn differs", flush=True)
+            if found["leaks"]:
+                raise ValueError(f"{prepared.folder}: an erased message can still be read; delete the folder and prepare it again")
+        print(f"  {prepared.folder / 'README.md'}", flush=True)
 
 
 def describe(prepared):
-    """Print what is in a prepared folder."""
+    """Print what is in a prepared folder, and what was left out."""
     card, r = prepared.card, prepared.card["report"]
-    print(f"{card['config']['name']}: {r['rows']} rows proved, {r['tokens']} tokens, {r['targets']} targets; {card['packs']} packs, "
-          f"{card['fill']:.1%} full, each row {sum(card['by']['task'].values()) / r['rows']:.1f} times; {r['too_long']} rows dropped and {r['cut']} cut for length ({r['tokens_lost']} tokens lost)", flush=True)
+    print(f"{card['config']['name']}: {r['rows']} rows proved, {r['tokens']} tokens, {r['targets']} targets; {prepared.steps} steps, {card['packs']} packs, "
+          f"{card['fill']:.1%} full, {card['epochs']:.1f} passes over the rows; {r['too_long']} rows dropped and {r['cut']} cut for length ({r['tokens_lost']} tokens lost)", flush=True)
+    for part, c in card["chosen"].items():
+        left_out = ", ".join(f"{n} {k}" for k, n in c.items() if n and k not in ("rows", "available", "asked", "taken", "aside"))
+        print(f"  {part}: {c['taken']} of {c['rows']} rows{f' ({left_out})' if left_out else ''}" + (f", {c['aside']} set aside" if c["aside"] else ""), flush=True)
+    for name, c in card["contamination"].items():
+        print(f"  overlap with {name}: {c['overlap']} of {c['questions']} questions", flush=True)
     if r["as_they_stand"]:
         print(f"  {r['as_they_stand']} rows name no gold `answer`, so '{card['config']['answers']}' leaves their answers as they stand", flush=True)
 

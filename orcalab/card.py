@@ -10,7 +10,7 @@ from orcalab import sources
 
 COLUMNS = ("source", "task", "strategy", "teacher", "system")  # of a tag
 TEXT = {"rows": "rows", "tokens": "tokens", "targets": "targets (tokens that are learned)", "erased": "rows whose system message was erased, each proved absent from its ids",
-        "as_they_stand": "rows without a gold answer, learned as they stand", "too_long": "rows dropped: longer than a pack", "cut": "rows cut at the start of their question",
+        "as_they_stand": "rows without a gold answer, learned as they stand", "empty": "rows dropped: no answer", "too_long": "rows dropped: longer than a pack", "cut": "rows cut at the start of their question",
         "tokens_lost": "tokens lost to both", "leaks": "rows dropped: the erased message stands in the conversation, too",
         "unsayable": "rows dropped or refused: characters that the tokenizer would lose", "overlap": "rows that overlap with an evaluation set"}
 

@@ -34,12 +34,12 @@ CHOICES = {
     "dtype": ("auto", "bf16", "fp32"),
     "device": ("auto", "cpu", "cuda"),
     "schedule": ("cosine", "constant"),
-    "by": ("rows", "tasks"),
+    "by": ("rows", "tasks", "strategies"),
     "surplus": ("train", "lost"),
 }
 
 
-BASES = ("smollm2-135m", "tiny-random")  # base models known by name; others are hub ids or folders
+BASES = ("smollm2-135m", "tiny-random", "llama-standin")  # base models known by name (the last is a tokenizer alone); others are hub ids or folders
 
 
 class RowError(ValueError):
@@ -97,7 +97,7 @@ class Config:
     name: str = "stage"  # name of the run and of its folder
     start: str = "base"  # name of the stage this one starts from, or base
     base: str = "smollm2-135m"  # base model, by name, hub id or local folder
-    rows: str = "procedural"  # where rows come from, procedural, a mixture of the recipe, or sources and paths joined by commas
+    rows: str = "procedural"  # where rows come from, procedural, a mixture, or sources and paths joined by commas (stream:NAME reads a source as it comes)
     data: str = ""  # folder that holds the sources' folders, one a name; empty takes them from the hub
     scale: float = 1.0  # size of a mixture, 1 is the paper's
     drop: str = "duplicates"  # rows left out and counted, of duplicates / near / refusals / wrong / overlap / unsayable, joined by commas, or nothing
@@ -141,8 +141,8 @@ class Config:
 
     @property
     def settings(self):
-        """What the run's result depends on, as a dictionary: not where it lies, how often it is saved, or on what device."""
-        return {k: v for k, v in to_json(self).items() if k not in ("out", "save_every", "device", "processes")}
+        """What the run's result depends on, as a dictionary: not where it or its data lie, how often it is saved, or on what device."""
+        return {k: v for k, v in to_json(self).items() if k not in ("out", "data", "save_every", "device", "processes")}
 
     @property
     def packs_per_step(self):
@@ -175,7 +175,7 @@ class Part:
     sources: str  # names of sources, name:path, or paths, joined by commas
     size: int = 0  # rows, before scale; 0 for all there are
     fraction: float = 1.0  # share of the rows, drawn afresh each epoch
-    by: str = "rows"  # what is drawn with equal chance, rows, or tasks (Orca 1, Algorithm 1)
+    by: str = "rows"  # what is drawn with equal chance, rows, tasks (Orca 1, Algorithm 1) or strategies
     cap: int = 0  # most rows of one task, 0 for any number
     tasks: str = ""  # tasks to take, joined by commas; empty for all
     kind: str = ""  # FLAN's kinds of template to take, by their beginning: zs for zero-shot

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from orcalab import card, chatml, hygiene, packing, workers
-from orcalab.config import RowError, digest, listed, to_json, write_json
+from orcalab.config import RowError, digest, listed, write_json
 from orcalab.dress import dress, dressed, single, solved  # noqa: F401  rooms that one thinks of as this one's
 from orcalab.mixture import BLOCK, Mixture
 from orcalab.prepared import Prepared, values_of, audit, leaks, open_prepared, read_shard, write_shard  # noqa: F401
@@ -25,7 +25,7 @@ BUILDER = 4  # raise when the same rows would give other ids or files: it is par
 
 # -------------------------------------------------------------------------------------------- examples
 
-COUNTS = ("rows", "tokens", "targets", "too_long", "tokens_lost", "cut", "as_they_stand", "erased", "leaks", "unsayable", "overlap")
+COUNTS = ("rows", "tokens", "targets", "too_long", "tokens_lost", "cut", "as_they_stand", "empty", "erased", "leaks", "unsayable", "overlap")
 
 
 class Block(NamedTuple):
@@ -65,6 +65,9 @@ def block_of(rows, cfg, encoder, number=0, wanted=float("inf"), most=None, overl
         taken = list(taken)
         shared = overlap.of(["\n".join([m["content"] for m in r.messages if m["role"] != "system"] or [r.text]) for r in taken])
     for at, row in enumerate(taken):
+        if not (row.messages[-1]["content"] if row.messages else row.text).strip():  # of a stream; a Mixture left them out
+            report["empty"] += 1
+            continue
         try:
             if overlap and shared[at]:
                 out.hits.update((*who, row.task) for who in shared[at])
@@ -198,7 +201,7 @@ def prepare(rows, cfg, tokenizer, folder, origin, against=""):
     sets = hygiene.questions(against) if against else {}
     made_of = {"origin": origin, "tokenizer": chatml.fingerprint(tokenizer, cfg.template), "builder": BUILDER,
                "messages": digest([STRATEGIES, ORCA1, ORCA1_IDS, CAUTIOUS, FINAL]), "against": digest(sets),
-               **{k: v for k, v in to_json(cfg).items() if k in keys}}
+               **{k: v for k, v in cfg.settings.items() if k in keys}}
     target = Path(folder) / f"{cfg.name}-{digest(made_of)}"
     if target.exists():
         return open_prepared(target)
@@ -236,7 +239,7 @@ def prepare(rows, cfg, tokenizer, folder, origin, against=""):
     if known and rows.aside:
         (side / "validation.jsonl").write_text("".join(json.dumps({k: v for k, v in vars(r).items() if v and k != "where"}, ensure_ascii=False) + "\n" for r in rows.set_aside()), encoding="utf-8")
     (side / "chosen.pickle").unlink(missing_ok=True)
-    made = {"config": to_json(cfg), "made_of": made_of, "pad_id": tokenizer.pad_token_id, "report": dict(report), "packs": len(plan),
+    made = {"config": cfg.settings, "made_of": made_of, "pad_id": tokenizer.pad_token_id, "report": dict(report), "packs": len(plan),
             "fill": int(lengths[plan.members].sum(dtype=np.int64)) / (len(plan) * cfg.seq_len), "epochs": len(plan.members) / len(lengths),
             "by": card.counted(list(tags), np.bincount(tag[plan.members], minlength=len(tags))), "rows_by": card.counted(list(tags), np.bincount(tag, minlength=len(tags))),
             "lengths": card.spread(lengths), "chosen": chosen, "contamination": hygiene.report(hits, {n: len(q) for n, q in sets.items()}) if sets else {}}

@@ -5,7 +5,6 @@ digest, a reason to drop it. What is taken is then decided from these numbers al
 and the rows themselves stay on disk.
 """
 
-import json
 from bisect import bisect_right
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -156,7 +155,8 @@ def _scan(work, number):
         elif "wrong" in drop and row.answer and not row.explanation and hygiene.agrees(said, row.answer) is False:
             reason = 4
         pieces = -(-len(row.text) // part.chunk) if part.chunk and row.text else 1
-        out.append((reason, tasks.setdefault(row.task, len(tasks)), hygiene.digest_of(system), hygiene.digest_of(row.text, *(m["role"] + m["content"] for m in row.messages)),
+        kind = row.strategy or row.task if part.by == "strategies" else row.task
+        out.append((reason, tasks.setdefault(kind, len(tasks)), hygiene.digest_of(system), hygiene.digest_of(row.text, *(m["role"] + m["content"] for m in row.messages)),
                     sum(map(len, asked)) + len(said), roles == ["user", "assistant"], pieces))
         texts.append("\n".join([*asked, said]))
     near = hygiene.sketches(texts) if "near" in drop or part.similar else None
@@ -179,8 +179,8 @@ def scan(pool, part, drop, processes, say=""):
             if part.similar:
                 found.like[at] = [s.digest()[:2] for s in sketches]
             if near:
-                fresh = np.array(near.new(sketches))
-                found.reason[at][(found.reason[at] == 0) & ~fresh] = REASONS.index("near")
+                good = np.flatnonzero(found.reason[at] == 0)
+                found.reason[at][good[~np.array(near.new([sketches[i] for i in good]), bool)]] = REASONS.index("near")
             bar.advance(len(rows))
     found.tasks = list(names)
     if {"duplicates", "near"} & drop:
@@ -229,7 +229,7 @@ class Mixture(OnDisk):
             self.pools = [opened[p.sources] for p in self.mix.parts]
         for part, pool in zip(self.mix.parts, self.pools):
             wanted = drop | ({"near"} if part.merge else set())
-            key = digest([part.sources, part.tasks, part.kind, part.chunk, part.similar, sorted(wanted)])
+            key = digest([part.sources, part.tasks, part.kind, part.by == "strategies", part.chunk, part.similar, sorted(wanted)])
             if key not in scans:
                 scans[key] = scan(pool, part, wanted, cfg.processes, f"read {part.name} (rows)")
             chosen, said[part.name] = select(part, scans[key], cfg)
@@ -269,7 +269,7 @@ class Mixture(OnDisk):
             epochs = range(max(len(c.draws) for c in made))
             drawn = [np.concatenate([place[o + np.searchsorted(u, c.draws[e % len(c.draws)])] for c, u, o in zip(made, used, offsets)]) for e in epochs]
             self.draws = [np.sort(d[d >= 0]) for d in drawn]
-        self.aside = [(p, row) for p, c in enumerate(made) for row in c.aside]
+        self.aside = [(p, c.rows(c.aside[i : i + 1])[0], int(c.piece[item])) for p, c in enumerate(made) for i, item in enumerate(c.aside.tolist())]
 
     def __len__(self):
         return self.choose() and len(self.part)
@@ -277,16 +277,17 @@ class Mixture(OnDisk):
     def item(self, i):
         """Return (row, its solved examples, its Part) of the i-th row."""
         self.choose()
-        number = int(self.part[i])
+        return self._made(int(self.part[i]), self.flat[self.start[i] : self.start[i] + int(self.size[i])], int(self.piece[i]))
+
+    def _made(self, number, rows, piece):
         part, pool = self.mix.parts[number], self.pools[number]
-        row, *others = (pool.get(int(m)) for m in self.flat[self.start[i] : self.start[i] + int(self.size[i])])
+        row, *others = (pool.get(int(m)) for m in rows)
         if part.merge and others:
             turns = [m for r in (row, *others) for m in r.messages if m["role"] != "system"]
             task = row.task if all(r.task == row.task for r in others) else "conversation"
             return replace(row, messages=[m for m in row.messages if m["role"] == "system"] + turns, task=task, answer="", explanation="", strategy=""), [], part
         if part.chunk and row.text:
-            at = int(self.piece[i]) * part.chunk
-            row = replace(row, text=row.text[at : at + part.chunk], id=f"{row.id}.{self.piece[i]}")
+            row = replace(row, text=row.text[piece * part.chunk : (piece + 1) * part.chunk], id=f"{row.id}.{piece}")
         return row, others, part
 
     def get(self, i):
@@ -294,8 +295,8 @@ class Mixture(OnDisk):
 
     def set_aside(self):
         """Yield the rows set aside for validation."""
-        for part, row in self.aside:
-            yield self.pools[part].get(row)
+        for item in self.aside:
+            yield self._made(*item)[0]
 
 
 @dataclass
@@ -305,14 +306,15 @@ class Chosen:
     members: object  # rows (items,), or an array (items, 6) filled up with -1, or a list of lists
     piece: np.ndarray  # of its row's text, per item
     draws: list  # arrays of items
-    aside: list  # rows of the pool
+    aside: np.ndarray  # items set aside
 
     def rows(self, items):
         """Return (rows of these items, one item behind the other; how many each has)."""
         if isinstance(self.members, list):
             some = [self.members[i] for i in items.tolist()]
             return np.concatenate([np.array(m) for m in some]) if some else np.zeros(0, int), np.array([len(m) for m in some], int)
-        some = self.members[items].reshape(len(items), -1)
+        some = self.members[items]
+        some = some[:, None] if some.ndim == 1 else some
         return some[some >= 0], (some >= 0).sum(1)
 
 
@@ -351,12 +353,12 @@ def select(part, found, cfg):
     said.update(rows=len(found.reason), available=len(train), asked=asked, aside=len(aside))
     taken = train
     if asked < len(train):
-        taken = train[algorithm1(found.task[first[train]], asked, rng)] if part.by == "tasks" else rng.permutation(train)[:asked]
+        taken = train[algorithm1(found.task[first[train]], asked, rng)] if part.by != "rows" else rng.permutation(train)[:asked]
     draws = [np.sort(taken)]
     if part.fraction < 1:
         draws = [np.sort(rng.permutation(taken)[: int(part.fraction * len(taken))]) for _ in range(max(1, cfg.epochs))]
     said["taken"] = len(draws[0])
-    return Chosen(members, piece, draws, first[aside].tolist()), dict(said)
+    return Chosen(members, piece, draws, aside), dict(said)
 
 
 def _group(found, rows):

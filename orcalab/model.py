@@ -78,6 +78,8 @@ def resolve(name):
     """Return what to load for `name`: a local folder as a path, or a hub id; raise for a misspelt name."""
     if name == "smollm2-135m":
         return str(smollm2())
+    if name == "llama-standin":
+        raise ValueError("llama-standin is a tokenizer alone: rows can be prepared with it, and no model trained")
     if Path(name).is_dir():
         if not (Path(name) / "config.json").exists():
             raise ValueError(f"{name} is not a model folder: it has no config.json")

@@ -58,8 +58,9 @@ def smoke():
 
 # ----------------------------------------------------------------------------------------------- mixtures
 
-# Stage 1. FLAN-v2's own weights (run_example.py), of which Orca takes all but Dialog. The size is ours: the paper names none.
-FLAN = Mix("flan", tuple(Part(name, name, size=round(5_000_000 * share / 0.97), by="tasks")
+# Stage 1. FLAN-v2's own weights (run_example.py), of which Orca takes all but Dialog. The size is ours: the paper
+# names none, and the open copy of the chain-of-thought part holds no more.
+FLAN = Mix("flan", tuple(Part(name, name, size=round(3_000_000 * share / 0.97), by="tasks")
                          for name, share in (("flan2021", 0.40), ("t0", 0.32), ("niv2", 0.20), ("cot", 0.05))))
 
 # Orca 1's queries (paper, Table 3): zero-shot, under the messages of Figure 6. What the teacher is asked; here with FLAN's own targets as answers.
@@ -76,7 +77,7 @@ ORCA1 = Mix("orca1", (Part("chatgpt", "openorca_gpt35", system="keep"),))
 # Stage 3 (paper, section on Orca 2's data): Orca 1's 1 M by GPT-4 under their own messages, and 602 : 55 : 160 : 2 thousand new rows, erased. No open set has
 # answers by strategy at this size: FLAN's human explanations under our strategies, and SlimOrca's answers, their messages erased as well, stand in.
 ORCA2_PARTS = (
-    Part("zero_shot", "flan_cot, slimorca", size=602_000, system="cautious"),
+    Part("zero_shot", "flan_cot, slimorca", size=602_000, by="strategies", system="cautious"),
     Part("few_shot", "openorca_gpt4", size=55_000, few_shot=1.0, system="cautious"),
     Part("math", "gsm8k, aqua, math, math_dataset, numglue, lila", size=160_000, by="tasks", system="cautious"),
     Part("synthetic", "doctor_patient", size=2_000, system="cautious"))
@@ -102,7 +103,7 @@ def orca2_7b():
     flan = Config(name="stage1_flan", rows="flan", answers="gold", system="none", seq_len=4096, steps=0, epochs=1, batch_size=1, accum=64, lr=1e-5, warmup=100,
                   drop="duplicates, unsayable", save_every=200, stream=1)
     chatgpt = replace(flan, name="stage2_chatgpt", start="stage1_flan", rows="orca1", answers="explained", system="keep", epochs=3, drop="duplicates, refusals, unsayable", stream=2)
-    gpt4 = replace(chatgpt, name="stage3_gpt4", start="stage2_chatgpt", rows="orca2", epochs=4, stream=3)
+    gpt4 = replace(chatgpt, name="stage3_gpt4", start="stage2_chatgpt", rows="orca2", epochs=4, scale=0.6, stream=3)  # what the open stand-ins can fill
     return Recipe(name="orca2_7b", base="meta-llama/Llama-2-7b-hf", stages=(flan, chatgpt, gpt4), tasks=TASKS)
 
 

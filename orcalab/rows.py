@@ -9,6 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from random import Random
 
+import numpy as np
+
 from orcalab import chatml
 from orcalab.config import RowError, choose, listed, nearest
 from orcalab.strategies import FLAN_COT
@@ -146,10 +148,14 @@ class Lines(OnDisk):
             if len(self.file) == before:
                 raise RowError(f"{path}: the file is empty")
         self.order = array("i", range(len(self.file)))
+        for name in ("file", "number", "start", "size", "order"):  # NumPy's arrays are shared by processes, and not copied
+            setattr(self, name, np.asarray(getattr(self, name)))
 
     def shuffle(self, seed):
         """Put the rows into an order of chance, so that files mix; return self."""
-        Random(seed).shuffle(self.order)
+        order = self.order.tolist()
+        Random(seed).shuffle(order)
+        self.order = np.array(order, np.int32)
         return self
 
     def __len__(self):
@@ -164,11 +170,11 @@ class Lines(OnDisk):
 
     def get(self, i):
         k = self.order[i]
-        n, number = self.file[k], self.number[k]
+        n, number = int(self.file[k]), int(self.number[k])
         if n not in self.open:
             self.open[n] = open(self.paths[n], "rb", buffering=0)
-        self.open[n].seek(self.start[k])
-        line = self.open[n].read(self.size[k])
+        self.open[n].seek(int(self.start[k]))
+        line = self.open[n].read(int(self.size[k]))
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as e:

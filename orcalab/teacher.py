@@ -10,8 +10,8 @@ from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 
-from orcalab import data, mixture
-from orcalab.config import Mix, Part, choose, digest
+from orcalab import data, mixture, sources
+from orcalab.config import Mix, Part, choose, digest, listed
 from orcalab.data import Row
 
 TRAIN_STRIDE = 1_000_000  # room between the seeds of two stages; reasoning_gym uses seed + index
@@ -150,7 +150,7 @@ def procedural(tasks, seed, stream, exclude=frozenset()):
 
 
 def rows_of(recipe, cfg):
-    """Return (rows, origin) of a stage: procedural ones, or those of the mixture, sources or files that `rows` names.
+    """Return (rows, origin) of a stage: procedural ones, or those of the mixture, sources or files that `rows` names; "stream:NAME" reads a source as it comes.
 
     No procedural row holds a held-out question. `origin` identifies the rows for the prepared folder.
 
@@ -162,7 +162,15 @@ def rows_of(recipe, cfg):
         origin = [[t.name, t.strategy, t.settings] for t in recipe.tasks] + [cfg.seed, cfg.stream, recipe.questions]
         origin += [version("reasoning-gym"), digest(Path(__file__).read_text(encoding="utf-8"))]  # another writer, other rows
         return procedural(recipe.tasks, cfg.seed, cfg.stream, exclude), origin
+    if cfg.rows.startswith("stream:"):
+        name = cfg.rows.removeprefix("stream:")
+        if not cfg.steps:
+            raise ValueError(f"rows {cfg.rows!r} come as a stream, whose end is not known: say how many steps, or take {name!r} whole")
+        return sources.stream(name, cfg.data), ["stream", name, str(cfg.data)]
     mix = next((m for m in recipe.mixes if m.name == cfg.rows), Mix("rows", (Part("rows", cfg.rows),)))
+    for spec in listed(cfg.rows) if mix.name == "rows" else ():
+        if not {":", "/", "."} & set(spec) and not Path(spec).exists():
+            choose(spec, [*(m.name for m in recipe.mixes), *sources.SOURCES], "mixture, source, file or folder")
     rows = mixture.Mixture(mix, cfg)
     return rows, rows.origin
 

@@ -1,5 +1,6 @@
 """Several processes that do the same job on numbered pieces of work, their results in order."""
 
+import mmap
 import os
 import pickle
 import signal
@@ -14,9 +15,14 @@ from tempfile import TemporaryDirectory
 _work = None  # what this process works on
 
 
-def _start(work):
+def _start(folder):
     global _work
-    _work = pickle.loads(Path(work).read_bytes())
+    whole, at, buffers = memoryview(mmap.mmap(os.open(folder / "arrays", os.O_RDONLY), 0, access=mmap.ACCESS_READ)), 64, []
+    work, sizes = pickle.loads((folder / "work").read_bytes())
+    for size in sizes:
+        buffers.append(whole[at : at + size])
+        at += size + -size % 64
+    _work = pickle.loads(work, buffers=buffers)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()  # nor outlive it
 
@@ -40,8 +46,13 @@ def shared(work, processes):
     if processes <= 1:
         yield lambda job, numbers: (job(work, n) for n in numbers)
         return
-    with TemporaryDirectory() as side, ProcessPoolExecutor(processes, get_context("spawn"), _start, (f"{side}/work",)) as pool:
-        Path(side, "work").write_bytes(pickle.dumps(work))  # a file: a pipe to a process that died would block
+    with TemporaryDirectory() as side, ProcessPoolExecutor(processes, get_context("spawn"), _start, (Path(side),)) as pool:
+        arrays = []  # they are mapped by all processes: a copy for each would grow with the rows
+        spoken = pickle.dumps(work, 5, buffer_callback=lambda a: arrays.append(a.raw()))
+        Path(side, "work").write_bytes(pickle.dumps((spoken, [len(a) for a in arrays])))  # a file: a pipe to a process that died would block
+        with open(Path(side, "arrays"), "wb") as f:
+            f.write(bytes(64))  # an empty file cannot be mapped
+            f.writelines(part for a in arrays for part in (a, bytes(-len(a) % 64)))
 
         def each(job, numbers):
             waiting = deque()

@@ -316,12 +316,13 @@ def test_a_prepared_folder_is_reused_and_named_by_what_made_it(tmp_path, tokeniz
 def test_a_half_written_folder_is_not_taken_for_a_prepared_one(tmp_path, recipe, tokenizer):
     cfg = recipe.stage("stage1_flan")
     whole = teacher.prepare(recipe, cfg, tokenizer)
+    rows = list(whole.rows)
     side = whole.folder.with_name(whole.folder.name + ".part")
     whole.folder.rename(side)
     (side / "card.json").unlink()
     (side / "data-00000.arrow").write_bytes(b"cut off")
     again = teacher.prepare(recipe, cfg, tokenizer)
-    assert again.folder == whole.folder and again.rows == whole.rows and not side.exists()
+    assert again.folder == whole.folder and again.rows == rows and not side.exists()
     shutil.rmtree(again.folder)
     again.folder.mkdir()
     with pytest.raises(ValueError, match="is not a prepared folder: it has no card.json"):
@@ -348,14 +349,14 @@ def many(tmp_path_factory):
 
 
 def contents(folder):
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != "card.json"}
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
 
 def test_several_processes_write_what_one_writes(many, tmp_path, tokenizer):
     cfg = Config(name="s", system="orca1", few_shot=0.3, seq_len=512, steps=6000, too_long="cut_prompt", processes=1)
     made = {n: data.prepare(data.read(many, 7), replace(cfg, processes=n), tokenizer, tmp_path / str(n), "many") for n in (1, 2)}
     one, two = made.values()
-    assert contents(one.folder) == contents(two.folder) and {**one.card, "config": 0} == {**two.card, "config": 0}
+    assert contents(one.folder) == contents(two.folder)
     assert one.folder.name == two.folder.name and one.card["report"]["rows"] == 9000
     rows = data.read(many, 7)
     assert [r.id for r in one.rows] == [r.id for r in rows] and sorted(r.id for r in rows) != [r.id for r in rows]
