@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from orcalab import config, evaluate, recipes, show
+from orcalab import config, data, evaluate, recipes, show
 
 HERE = Path(__file__).resolve().parent
 RECORD, FIGURE, README = HERE / "laptop.json", HERE / "laptop.svg", HERE.parent / "README.md"
@@ -70,7 +70,7 @@ def recipe_digest():
     """Digest what the laptop recipe trains and asks; a recorded run of another recipe is not this one's."""
     rec = recipes.laptop()
     stages = [{k: v for k, v in s.settings.items() if k != "seed"} for s in rec.stages]
-    return config.digest([stages, [[t.name, t.strategy, t.settings, t.direct] for t in rec.tasks], rec.questions, rec.max_new_tokens, rec.base])
+    return config.digest([data.BUILDER, stages, [[t.name, t.strategy, t.settings, t.direct] for t in rec.tasks], rec.questions, rec.max_new_tokens, rec.base])
 
 
 def points(c):

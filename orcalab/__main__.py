@@ -180,7 +180,7 @@ def glance(inside):
 
 def train(recipe="laptop", stage=None, **given):
     """Train the recipe's stages, or one, without notebooks; write report.html."""
-    from orcalab import model as models, teacher, train as trainer
+    from orcalab import card, model as models, teacher, train as trainer
     rec = recipes.get(recipe, **given)
     stages = [rec.stage(stage)] if stage else list(rec.stages)
     refuse_other_inputs(stages)
@@ -192,7 +192,7 @@ def train(recipe="laptop", stage=None, **given):
     ready, tokenizer = [], models.load_tokenizer(rec.base, rec.stages[0].template)
     for cfg in stages:  # every row of every stage is read and proved before anything is trained
         ready.append(teacher.prepare(rec, cfg, tokenizer))
-        describe(ready[-1])
+        print(card.summary(ready[-1].card, ready[-1].steps), flush=True)
     for cfg, prepared in zip(stages, ready):
         start = None if cfg.start == "base" else rec.stage(cfg.start).folder / "model"
         result = trainer.train(cfg, prepared, start)
@@ -203,32 +203,18 @@ def train(recipe="laptop", stage=None, **given):
 
 def prepare(recipe="laptop", stage=None, **given):
     """Prepare the rows of every stage, or of one: sources, rows, mixture, examples, plan, with a data card; audit what was erased."""
-    from orcalab import data, model as models, teacher
+    from orcalab import card, data, model as models, teacher
     rec = recipes.get(recipe, **given)
     tokenizer = models.load_tokenizer(rec.base, rec.stages[0].template)
     for cfg in [rec.stage(stage)] if stage else rec.stages:
         prepared = teacher.prepare(rec, cfg, tokenizer)
-        describe(prepared)
+        print(card.summary(prepared.card, prepared.steps), flush=True)
         if prepared.card["report"]["erased"]:
             found = data.audit(prepared, tokenizer)
             print(f"  audit: {found['erased']} rows erased, {found['leaks']} of them hold any of the {found['texts']} erased messages in their ids; only the system turn differs", flush=True)
             if found["leaks"]:
                 raise ValueError(f"{prepared.folder}: an erased message can still be read; delete the folder and prepare it again")
         print(f"  {prepared.folder / 'README.md'}", flush=True)
-
-
-def describe(prepared):
-    """Print what is in a prepared folder, and what was left out."""
-    card, r = prepared.card, prepared.card["report"]
-    print(f"{card['config']['name']}: {r['rows']} rows proved, {r['tokens']} tokens, {r['targets']} targets; {prepared.steps} steps, {card['packs']} packs, "
-          f"{card['fill']:.1%} full, {card['epochs']:.1f} passes over the rows; {r['too_long']} rows dropped and {r['cut']} cut for length ({r['tokens_lost']} tokens lost)", flush=True)
-    for part, c in card["chosen"].items():
-        left_out = ", ".join(f"{n} {k}" for k, n in c.items() if n and k not in ("rows", "available", "asked", "taken", "aside"))
-        print(f"  {part}: {c['taken']} of {c['rows']} rows{f' ({left_out})' if left_out else ''}" + (f", {c['aside']} set aside" if c["aside"] else ""), flush=True)
-    for name, c in card["contamination"].items():
-        print(f"  overlap with {name}: {c['overlap']} of {c['questions']} questions", flush=True)
-    if r["as_they_stand"]:
-        print(f"  {r['as_they_stand']} rows name no gold `answer`, so '{card['config']['answers']}' leaves their answers as they stand", flush=True)
 
 
 def evaluate(recipe="laptop", **given):

@@ -33,7 +33,7 @@ def spread(lengths):
 
 def bars(title, names, values, unit):
     """Return a bar chart as SVG: one row a name, readable on light and dark."""
-    wide, top, most = 720, 46, max(values, default=1) or 1
+    wide, top, most = 720, 52, max(values, default=1) or 1
     rows = []
     for n, (name, value) in enumerate(zip(names, values)):
         y, length = top + 24 * n, 430 * value / most
@@ -44,10 +44,11 @@ def bars(title, names, values, unit):
 
 def histogram(title, edges, counts, unit):
     """Return a histogram as SVG."""
-    wide, high, top = 720, 250, 52
+    wide, high, top = 720, 262, 64
     step, most = (wide - 60) / len(counts), max(counts) or 1
     body = [f'<rect x="{30 + n * step:.1f}" y="{top + 150 * (1 - c / most):.1f}" width="{step - 1:.1f}" height="{150 * c / most:.1f}" fill="#0072B2"/>' for n, c in enumerate(counts)]
     body += [f'<text x="{30 + (wide - 60) * f:.0f}" y="{top + 170}" text-anchor="middle">{edges[0] + f * (edges[-1] - edges[0]):,.0f}</text>' for f in (0, 0.25, 0.5, 0.75, 1)]
+    body.append(f'<text x="30" y="{top - 6}">{most:,}</text>')
     return _svg(title, wide, high, "".join(body) + f'<text x="{wide / 2}" y="{top + 190}" text-anchor="middle">tokens</text>', unit)
 
 
@@ -62,6 +63,21 @@ def table(head, rows):
     cell = lambda v: f"{v:,}" if isinstance(v, int) else str(v).replace("|", "\\|").replace("\n", " ")
     side = ["---:" if rows and isinstance(rows[0][c], int) else "---" for c in range(len(head))]
     return "\n".join(f"| {' | '.join(x)} |" for x in (head, side, *([cell(v) for v in r] for r in rows)))
+
+
+def summary(made, steps):
+    """Return a few lines on what is in a prepared folder, and what was left out, for a terminal."""
+    r, cfg = made["report"], made["config"]
+    out = [f"{cfg['name']}: {r['rows']} rows proved, {r['tokens']} tokens, {r['targets']} targets; {steps} steps, {made['packs']} packs, {made['fill']:.1%} full, "
+           f"{made['epochs']:.1f} passes over the rows; {r['too_long']} rows dropped and {r['cut']} cut for length ({r['tokens_lost']} tokens lost)"]
+    for part, c in made["chosen"].items():
+        left_out = ", ".join(f"{n} {k}" for k, n in c.items() if n and k not in ("rows", "available", "asked", "taken", "aside"))
+        out.append(f"  {part}: {c['taken']} of {c['rows']} rows{f' ({left_out})' if left_out else ''}" + (f", {c['aside']} set aside" if c["aside"] else ""))
+    out += [f"  {r[k]} {TEXT[k]}" for k in ("leaks", "unsayable", "overlap", "empty") if r.get(k)]
+    out += [f"  overlap with {name}: {c['overlap']} of {c['questions']} questions" for name, c in made["contamination"].items()]
+    if r["as_they_stand"]:
+        out.append(f"  {r['as_they_stand']} rows name no gold `answer`, so '{cfg['answers']}' leaves their answers as they stand")
+    return "\n".join(out)
 
 
 def write(folder, made):

@@ -80,9 +80,9 @@ def resolve(name):
         return str(smollm2())
     if name == "llama-standin":
         raise ValueError("llama-standin is a tokenizer alone: rows can be prepared with it, and no model trained")
+    if Path(name).is_dir() and not (Path(name) / "config.json").exists():
+        raise ValueError(f"{name} is not a model folder: it has no config.json")
     if Path(name).is_dir():
-        if not (Path(name) / "config.json").exists():
-            raise ValueError(f"{name} is not a model folder: it has no config.json")
         return name
     if "/" not in name or name.startswith((".", "/")):
         raise ValueError(f"no base model named {name!r}{nearest(name, BASES)}; or give a hub id or a folder")

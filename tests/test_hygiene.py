@@ -59,7 +59,7 @@ def test_no_answer_that_people_wrote_is_a_refusal(flan):
     ("The answer is 5. No. The answer is 6.", "6", True), ("The answer is 5. No. The answer is 6.", "5", False),  # the last one counts
     ("I thought about it, and 6 it is", "6", None), ("", "6", None), ("Final answer:", "6", None), ("The answer isn't known here", "6", None),  # none stated
     ("The answer is 6", "", None), ("6", " . ", None),  # no gold
-    ("The answer is 1,200.", "1200", True), ("1200", "1,200", True), ("Answer: $1,200.00", "1200", True), ("1,2", "12", False), ("The answer is 1,200,000", "1200000", True),
+    ("The answer is 1,200.", "1200", True), ("1200", "1,200", True), ("Answer: $1,200.00", "1200", True), ("1,2", "12", False), ("The answer is 1,200,000kg", "1200000", True),
     ("12.5", "12", False), ("The answer is 12.5.", "12", False), ("12.0", "12", True), ("The answer is .5", "0.5", True), ("The answer is −4", "-4", True),
     ("The answer is 4", "-4", False), ("The answer is 112", "12", False),
     ("The answer is 12 apples", "12", True), ("The answer is 3 + 9 = 12", "12", True), ("The answer is 3 + 9 = 13", "12", False), ("The answer is 12. So 13 is wrong.", "12", True),
@@ -68,8 +68,8 @@ def test_no_answer_that_people_wrote_is_a_refusal(flan):
     ("The answer is (B) five.", "B", True), ("The answer is (B).", "(B) five", True), ("(B)five", "(B)", True), ("b", "B", True), ("The answer is B because it is", "(B)", True),
     ("The answer is C) six", "B", False), ("A.", "B", False), ("The answer is a man", "(A)", None), ("The answer is five", "B", None), ("The answer is (B)", "five", None),
     ("The answer is five", "(B) five", True), ("The answer is (B) five", "five", True), ("The answer is (B) five", "six", False), ("The answer is (B) 5", "5", True),
-    ("Yes.", "yes", True), ("Answer: Yes, because it rains.", "yes", True), ("No", "yes", False), ("yes", "no", False), ("not", "no", False), ("Answer: nowhere", "no", False),
-    ("The answer is “London”.", "london", True), ("The answer is London.", "Paris", False), ("The answer is the city of Paris", "Paris", None)])
+    ("Yes.", "yes", True), ("Answer: Yes, because it rains.", "yes", True), ("No", "yes", False), ("yes", "no", False), ("not", "no", False), ("Answer: nowhere", "no", False), ("Answer: co-operation", "co", False),
+    ("The answer is “London”.", "london", True), ("The answer is London.", "Paris", False), ("Paris", "Paris.", True), ("The answer is the city of Paris", "Paris", None)])
 def test_a_stated_result_is_held_against_the_gold_one(said, gold, verdict):
     assert agrees(said, gold) is verdict
 
@@ -270,8 +270,8 @@ def test_files_of_other_kinds_are_not_evaluation_sets(tmp_path):
 
 
 def test_the_report_counts_questions_and_rows_by_task():
-    hits = Counter({("a", 0, "t"): 2, ("a", 0, "u"): 1, ("a", 3, "t"): 5, ("b", 0, "t"): 1})
-    assert report(hits, {"a": 10, "b": 2, "c": 7}) == {"a": {"questions": 10, "overlap": 2, "rows": {"t": 7, "u": 1}}, "b": {"questions": 2, "overlap": 1, "rows": {"t": 1}},
+    hits = Counter({("a", 0, "t"): 2, ("a", 0, "u"): 1, ("a", 0, "v"): 1, ("a", 3, "t"): 5, ("b", 0, "t"): 1})
+    assert report(hits, {"a": 10, "b": 2, "c": 7}) == {"a": {"questions": 10, "overlap": 2, "rows": {"t": 7, "u": 1, "v": 1}}, "b": {"questions": 2, "overlap": 1, "rows": {"t": 1}},
                                                        "c": {"questions": 7, "overlap": 0, "rows": {}}}
     many = report(Counter({("a", n, f"task{n}"): n for n in range(1, 15)}), {"a": 20})["a"]
     assert many["overlap"] == 14 and list(many["rows"].items()) == [(f"task{n}", n) for n in range(14, 4, -1)]  # the ten with most

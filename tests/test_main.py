@@ -76,7 +76,7 @@ def test_rows_from_a_file_train_a_stage(capsys, tmp_path):
     tokenizer = model.load_tokenizer("tiny-random")
     ids = [chatml.encode([{"role": r, "content": x[k]} for r, k in (("system", "system_prompt"), ("user", "question"), ("assistant", "response"))], tokenizer) for x in lines]
     tokens, targets = sum(len(i) for i, _ in ids), sum(sum(m) for _, m in ids)
-    assert f"\nstage1_flan: 300 rows proved, {tokens} tokens, {targets} targets; 3 packs, " in f"\n{said}"  # the block in which three steps are full
+    assert f"\nstage1_flan: 300 rows proved, {tokens} tokens, {targets} targets; 3 steps, 3 packs, " in f"\n{said}"  # the block in which three steps are full
     assert re.fullmatch(r"\n\d+<\|im_end\|>", config.read_json(tmp_path / "out" / "stage1_flan" / "preflight.json")["targets_of_first_row"])
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "rows&lt;i&gt;.jsonl" in page and "rows<i>.jsonl" not in page  # what a user names is text, not markup

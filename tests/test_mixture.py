@@ -11,7 +11,8 @@ from conftest import talk
 
 from orcalab import data, mixture, model, packing, recipes, strategies, teacher
 from orcalab.config import Config, Mix, Part
-from orcalab.mixture import Mixture, Scan, algorithm1, conversations, of_each, select, set_aside, shots_of
+from orcalab.mixture import Mixture
+from orcalab.sampling import Scan, algorithm1, conversations, of_each, select, set_aside, shots_of
 
 
 def rng(seed=0):
@@ -22,7 +23,7 @@ def scan_of(n, tasks=1, system=0, single=True, pieces=1):
     """What `scan` would know of n good rows, their tasks in turn."""
     whole = lambda value, kind: np.full(n, value, kind)
     return Scan(whole(0, np.uint8), np.arange(n, dtype=np.int32) % tasks, np.asarray(whole(system, np.uint64)), np.arange(n, dtype=np.uint64), whole(100, np.int32),
-                whole(single, bool), whole(pieces, np.int32), np.zeros((0, 2), np.uint32), [f"t{i}" for i in range(tasks)])
+                whole(single, bool), whole(single, bool), whole(pieces, np.int32), np.zeros((0, 2), np.uint32), [f"t{i}" for i in range(tasks)])
 
 
 def jsonl(path, items):

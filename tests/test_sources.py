@@ -6,13 +6,14 @@ import json
 import os
 import pickle
 from itertools import chain
+from operator import getitem
 
 import pyarrow as pa
 import pytest
 from conftest import talk
 from pyarrow import parquet
 
-from orcalab import sources
+from orcalab import sources, workers
 from orcalab.config import RowError
 from orcalab.rows import Row
 
@@ -166,6 +167,8 @@ def test_the_table_names_every_source_with_licence_and_teacher():
     assert {line[3] for line in lines} == {"human", "GPT-4", "GPT-3.5", "program", "unknown", "none"}
     known = {name: line for name, *line in lines}
     assert known["slimorca"] == ["Open-Orca/SlimOrca", "517,982", "GPT-4", "MIT", "OpenOrca's, less those that contradict FLAN"] and known["dialog"][1] == ""
+    assert {n: s.revision for n, s in sources.SOURCES.items() if s.revision != "main"} == {
+        "orca_chat": "eb77efaee0e0eccc9b00bedabf21f510dbfc4b6c", "math_dataset": "refs/pr/5", "lila": "refs/convert/parquet"}
     assert (sources.licence("aqua"), sources.licence("fanfics"), sources.licence("mine")) == ("Apache-2.0", "unknown", "the rows' own")
 
 
@@ -296,6 +299,14 @@ def test_rows_of_a_table_are_read_in_any_order(tmp_path):
         pool[2500]
 
 
+def test_rows_can_be_read_in_other_processes(tmp_path):
+    write(tmp_path / "a.parquet", [{"question": str(n), "response": "x"} for n in range(4)])
+    write(tmp_path / "b.jsonl", [{"input": str(n), "instruction": "", "output": "x"} for n in range(4)])
+    for pool in sources.pools(f"{tmp_path / 'a.parquet'},dolphin:{tmp_path / 'b.jsonl'}"):
+        with workers.shared(pool, 2) as each:
+            assert list(each(getitem, [3, 0, 2, 1])) == [pool[n] for n in (3, 0, 2, 1)]
+
+
 def test_progress_bars_are_as_they_were(tmp_path):
     import datasets
     path = write(tmp_path / "a.parquet", [{"text": "x"}])
@@ -372,11 +383,12 @@ def test_a_parquet_file_that_is_damaged_inside(tmp_path, capfd):
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl", "json", "csv"])
-def test_a_column_by_another_name(tmp_path, suffix):
+def test_a_column_by_another_name(tmp_path, suffix, caches):
     where = rf"a.{suffix}:1" if suffix == "jsonl" else f"a.{suffix}"
     path = write(tmp_path / f"a.{suffix}", [{"inputs": "x", "target": "y", "task_name": "z", "template_type": "zs_opt"}])
     with pytest.raises(RowError, match=f"{where}: no column 'targets', which the source 'flan2021' has; did you mean 'target'"):
         rows(f"flan2021:{path}")
+    assert suffix == "json" or not list(caches.iterdir())  # before a large file is copied
     write(path, [{"question": "x", "respons": "y"}])
     with pytest.raises(RowError, match=rf"{where}: missing \['response'\]; 'respons': did you mean 'response'"):
         rows(path)
