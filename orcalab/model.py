@@ -78,11 +78,9 @@ def resolve(name):
     """Return what to load for `name`: a local folder as a path, or a hub id; raise for a misspelt name."""
     if name == "smollm2-135m":
         return str(smollm2())
-    if name == "llama-standin":
-        raise ValueError("llama-standin is a tokenizer alone: rows can be prepared with it, and no model trained")
-    if Path(name).is_dir() and not (Path(name) / "config.json").exists():
-        raise ValueError(f"{name} is not a model folder: it has no config.json")
-    if Path(name).is_dir():
+    if name == "llama-standin" or Path(name).is_dir():
+        if not (Path(name) / "config.json").exists():
+            raise ValueError(f"{name} is not a model folder: it has no config.json (a tokenizer alone is enough to prepare rows, and not to train)")
         return name
     if "/" not in name or name.startswith((".", "/")):
         raise ValueError(f"no base model named {name!r}{nearest(name, BASES)}; or give a hub id or a folder")

@@ -269,13 +269,13 @@ def pools(sources, data=""):
 def stream(source, data=""):
     """Yield the rows of one source as they come: those of `pools`, but Parquet and JSONL files of the hub are read as they arrive, and not kept."""
     name, path = _where(source, data, fetch=False)
-    remote, a = [], _source(name)
+    remote, known = [], _source(name)
     if path is None:
         import fsspec
         from pyarrow import parquet
-        with _hub(a, name):
-            system, root = fsspec.url_to_fs(f"{HUB}/{a.hub}@{a.revision}")
-            remote = [PurePosixPath(p) for p in sorted(system.glob(f"{root}/**/{a.files}")) if not NOT_TRAIN.search(p.removeprefix(root))]
+        with _hub(known, name):
+            system, root = fsspec.url_to_fs(f"{HUB}/{known.hub}@{known.revision}")
+            remote = [PurePosixPath(p) for p in sorted(system.glob(f"{root}/**/{known.files}")) if not NOT_TRAIN.search(p.removeprefix(root))]
     if not {p.suffix for p in remote} & {".jsonl", ".parquet"}:
         yield from chain.from_iterable(pools(source, data))
     for path in remote:

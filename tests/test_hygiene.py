@@ -68,7 +68,8 @@ def test_no_answer_that_people_wrote_is_a_refusal(flan):
     ("The answer is (B) five.", "B", True), ("The answer is (B).", "(B) five", True), ("(B)five", "(B)", True), ("b", "B", True), ("The answer is B because it is", "(B)", True),
     ("The answer is C) six", "B", False), ("A.", "B", False), ("The answer is a man", "(A)", None), ("The answer is five", "B", None), ("The answer is (B)", "five", None),
     ("The answer is five", "(B) five", True), ("The answer is (B) five", "five", True), ("The answer is (B) five", "six", False), ("The answer is (B) 5", "5", True),
-    ("Yes.", "yes", True), ("Answer: Yes, because it rains.", "yes", True), ("No", "yes", False), ("yes", "no", False), ("not", "no", False), ("Answer: nowhere", "no", False), ("Answer: co-operation", "co", False),
+    ("Yes.", "yes", True), ("Answer: Yes, because it rains.", "yes", True), ("No", "yes", False), ("yes", "no", False), ("not", "no", False),
+    ("Answer: nowhere", "no", False), ("Answer: co-operation", "co", False),
     ("The answer is “London”.", "london", True), ("The answer is London.", "Paris", False), ("Paris", "Paris.", True), ("The answer is the city of Paris", "Paris", None)])
 def test_a_stated_result_is_held_against_the_gold_one(said, gold, verdict):
     assert agrees(said, gold) is verdict
@@ -140,14 +141,16 @@ def test_edited_rows_are_found_and_real_ones_kept(flan):
 
 # ------------------------------------------------------------------------------------------ contamination
 
-def naive(sets, text):
-    """Say it again in tuples of words: {(name, number)} of the questions that have a run of their own in common with a text."""
+def naive(sets, texts):
+    """Say it again in tuples of words: for each text {(name, number)} of the questions that have a run of their own in common with it."""
     words = lambda t: tuple(re.findall(r"\w+", t.lower()))
     cut = lambda w, size: {w[i : i + size] for i in range(len(w) - size + 1)}
     asked = {(name, n): words(q) for name, some in sets.items() for n, q in enumerate(some)}
     runs = {w: cut(w, min(13, len(w))) for w in asked.values() if len(w) >= 5}
     often = Counter(r for some in runs.values() for r in some)
-    return {who for who, w in asked.items() if any(often[r] == 1 and r in cut(words(text), len(r)) for r in runs.get(w, ()))}
+    own = [(who, r) for who, w in asked.items() for r in runs.get(w, ()) if often[r] == 1]
+    said = [set().union(*(cut(words(t), size) for size in range(5, 14))) for t in texts]
+    return [{who for who, r in own if r in some} for some in said]
 
 
 @pytest.mark.parametrize("vocabulary", [2, 6, 400])
@@ -162,11 +165,11 @@ def test_overlap_is_that_of_sets_of_words(vocabulary):
         planted = rng.choice(sets[rng.choice(["one", "two"])]).upper().split()
         at = rng.randint(0, len(planted))
         texts.append(f"{text(rng.randint(0, 20))} {'; '.join(planted[at : at + rng.randint(1, 20)])}. {text(rng.randint(0, 20))}")
-    overlap, wanted = Overlap(sets), [naive(sets, t) for t in texts]
+    overlap, wanted = Overlap(sets), naive(sets, texts)
     assert sum(map(bool, wanted)) > 30 and not all(wanted)
     assert overlap.of(texts) == wanted
     assert [x for i in range(0, len(texts), 7) for x in overlap.of(texts[i : i + 7])] == wanted  # however they are split over calls
-    assert [pickle.loads(pickle.dumps(overlap)).of([t])[0] for t in texts] == wanted and overlap.of([]) == []
+    assert pickle.loads(pickle.dumps(overlap)).of(texts) == wanted == [overlap.of([t])[0] for t in texts] and overlap.of([]) == []
 
 
 LONG = "if a train leaves the station at noon and drives for three hours how far does it come"  # 18 words
