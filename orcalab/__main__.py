@@ -211,7 +211,7 @@ def prepare(recipe="laptop", stage=None, **given):
         print(card.summary(prepared.card, prepared.steps), flush=True)
         if prepared.card["report"]["erased"]:
             found = data.audit(prepared, tokenizer)
-            print(f"  audit: {found['erased']} rows erased, {found['leaks']} of them hold any of the {found['texts']} erased messages in their ids; only the system turn differs", flush=True)
+            print(f"  audit: {found['erased']} rows erased, in the ids of {found['leaks']} of them any of the {found['texts']} erased messages can be read", flush=True)
             if found["leaks"]:
                 raise ValueError(f"{prepared.folder}: an erased message can still be read; delete the folder and prepare it again")
         print(f"  {prepared.folder / 'README.md'}", flush=True)

@@ -8,11 +8,11 @@ import numpy as np
 
 from orcalab import sources
 
-COLUMNS = ("source", "task", "strategy", "teacher", "system")  # of a tag
+COLUMNS = ("source", "task", "strategy", "teacher", "system", "part")  # of a tag
 TEXT = {"rows": "rows", "tokens": "tokens", "targets": "targets (tokens that are learned)", "erased": "rows whose system message was erased, each proved absent from its ids",
         "as_they_stand": "rows without a gold answer, learned as they stand", "empty": "rows dropped: no answer", "too_long": "rows dropped: longer than a pack", "cut": "rows cut at the start of their question",
-        "tokens_lost": "tokens lost to both", "leaks": "rows dropped: the erased message stands in the conversation, too",
-        "unsayable": "rows dropped or refused: characters that the tokenizer would lose", "overlap": "rows that overlap with an evaluation set"}
+        "tokens_lost": "tokens lost to both", "leaks": "rows dropped: their question or answer says the erased message, too",
+        "unsayable": "rows dropped or refused: characters that the tokenizer would lose", "overlap": "rows that overlap with an evaluation set", "unread": "rows chosen and not needed: the steps were full"}
 
 
 def counted(tags, counts):
@@ -73,7 +73,7 @@ def summary(made, steps):
     for part, c in made["chosen"].items():
         left_out = ", ".join(f"{n} {k}" for k, n in c.items() if n and k not in ("rows", "available", "asked", "taken", "aside"))
         out.append(f"  {part}: {c['taken']} of {c['rows']} rows{f' ({left_out})' if left_out else ''}" + (f", {c['aside']} set aside" if c["aside"] else ""))
-    out += [f"  {r[k]} {TEXT[k]}" for k in ("leaks", "unsayable", "overlap", "empty") if r.get(k)]
+    out += [f"  {r[k]} {TEXT[k]}" for k in ("leaks", "unsayable", "overlap", "empty", "unread") if r.get(k)]
     out += [f"  overlap with {name}: {c['overlap']} of {c['questions']} questions" for name, c in made["contamination"].items()]
     if r["as_they_stand"]:
         out.append(f"  {r['as_they_stand']} rows name no gold `answer`, so '{cfg['answers']}' leaves their answers as they stand")
@@ -85,8 +85,8 @@ def write(folder, made):
     cfg, report, by, long = made["config"], made["report"], made["rows_by"], made["lengths"]
     kind = next((k for k in ("task", "source") if 1 < len(by[k]) <= 40), "source")
     shown = dict(list(by[kind].items())[:30])
-    Path(folder, "mixture.svg").write_text(bars(f"Rows by {kind}", shown, list(shown.values()), f"{report['rows']:,} rows of stage {cfg['name']}"), encoding="utf-8")
-    Path(folder, "lengths.svg").write_text(histogram("How long the examples are", long["edges"], long["counts"], f"examples by length; a pack has {cfg['seq_len']:,} tokens"), encoding="utf-8")
+    Path(folder, "mixture.svg").write_text(bars(f"Rows by {kind}", shown, list(shown.values()), f"{report['rows']:,} rows of stage {cfg['name']}"), encoding="utf-8", newline="\n")
+    Path(folder, "lengths.svg").write_text(histogram("How long the examples are", long["edges"], long["counts"], f"examples by length; a pack has {cfg['seq_len']:,} tokens"), encoding="utf-8", newline="\n")
     parts = [f"# Prepared rows of `{cfg['name']}`\n\nMade by orcalab from `{cfg['rows']}`, answers {cfg['answers']}, system message {cfg['system']}, template {cfg['template']}, seed {cfg['seed']}. "
              f"`data-*.arrow` hold rows, ids and masks (`datasets.load_dataset(\"arrow\", data_files=...)` opens them), `plan.npy` and `packs.npy` which example goes in which pack.\n\n"
              f"{made['packs']:,} packs of {cfg['seq_len']:,} tokens, {made['fill']:.2%} full ({cfg['packing']}); {made['epochs']:.2f} passes over the rows.\n\n"
@@ -97,7 +97,7 @@ def write(folder, made):
         order = ["rows", *(k for k in keys if k not in ("rows", "available", "asked", "taken", "aside")), "available", "asked", "taken", "aside"]
         parts.append("## What was chosen\n\nRows read, those left out and why, what was left, asked for and taken, and what was set aside for validation.\n\n" +
                      table(["part", *order], [[p, *(c.get(k, 0) for k in order)] for p, c in made["chosen"].items()]))
-    for column, heading in (("source", "source"), ("task", "task"), ("strategy", "strategy"), ("teacher", "teacher"), ("licence", "licence"), ("system", "system message")):
+    for column, heading in (("source", "source"), ("task", "task"), ("strategy", "strategy"), ("teacher", "teacher"), ("licence", "licence"), ("system", "system message"), ("part", "part of the mixture")):
         many = list(by[column].items())
         rest = [[f"{len(many) - 200} others", sum(n for _, n in many[200:])]] if len(many) > 200 else []
         parts.append(f"## Rows by {heading}\n\n" + table([heading, "rows", "share"], [[k, n, f"{n / report['rows']:.1%}"] for k, n in [*many[:200], *rest]]))
@@ -105,4 +105,4 @@ def write(folder, made):
         rows = [[name, c["questions"], c["overlap"], ", ".join(f"{t} ({n})" for t, n in c["rows"].items()) or "none"] for name, c in made["contamination"].items()]
         parts.append("## Overlap with evaluation sets\n\nQuestions that share a run of 13 words with a row, where no other question has that run, and the tasks of those rows.\n\n" +
                      table(["set", "questions", "overlap", "tasks (rows)"], rows))
-    Path(folder, "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    Path(folder, "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8", newline="\n")

@@ -201,6 +201,10 @@ class Mix:
     parts: tuple  # Parts
     subset: int = 0  # rows drawn at random from the whole, before scale; 0 for all
 
+    def __post_init__(self):
+        if len({p.name for p in self.parts}) < len(self.parts):
+            raise ValueError(f"the mixture {self.name!r} has two parts of one name: {', '.join(p.name for p in self.parts)}")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -256,8 +260,11 @@ def check(cfg):
             raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(cfg, name)}" + (f" (part {cfg.name!r})" if isinstance(cfg, Part) else ""))
     if getattr(cfg, "steps", 1) == getattr(cfg, "epochs", 0) == 0:
         raise ValueError("steps and epochs are both 0: one of them says how long a stage is")
-    for word in listed(getattr(cfg, "drop", "")):
+    words = listed(getattr(cfg, "drop", ""))
+    for word in words:
         choose(word, DROPS, "kind of row to drop")
+    if "nothing" in words and len(words) > 1:
+        raise ValueError(f"drop is 'nothing' or a list of what to leave out, got {cfg.drop!r}")
 
 
 def listed(text):

@@ -5,7 +5,7 @@ import pickle
 from array import array
 from collections import Counter
 from dataclasses import replace
-from itertools import count, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ BUILDER = 4  # raise when the same rows would give other ids or files: it is par
 
 # -------------------------------------------------------------------------------------------- examples
 
-COUNTS = ("rows", "tokens", "targets", "too_long", "tokens_lost", "cut", "as_they_stand", "empty", "erased", "leaks", "unsayable", "overlap")
+COUNTS = ("rows", "tokens", "targets", "too_long", "tokens_lost", "cut", "as_they_stand", "empty", "erased", "leaks", "unsayable", "overlap", "unread")
 
 
 class Block(NamedTuple):
@@ -35,7 +35,7 @@ class Block(NamedTuple):
     items: list  # which of the rows given each one is
     ids: list  # int32 bytes of each example
     masks: list  # a byte a token, 1 is learned
-    tags: list  # (source, task, strategy, teacher, system message) of each
+    tags: list  # (source, task, strategy, teacher, system message, part) of each
     report: Counter
     hits: Counter  # (evaluation set, number of its question, task) that rows overlap with
 
@@ -44,7 +44,7 @@ class Block(NamedTuple):
         return [len(m) for m in self.masks]
 
 
-def block_of(rows, cfg, encoder, number=0, wanted=float("inf"), most=None, overlap=None):
+def block_of(rows, cfg, encoder, number=0, wanted=float("inf"), most=None, overlap=None, names=("rows",)):
     """Dress and encode rows, and prove that each teaches exactly the assistant's words; return a Block.
 
     Of an erased row it is also proved that the erased message stands nowhere in the example's ids.
@@ -52,7 +52,7 @@ def block_of(rows, cfg, encoder, number=0, wanted=float("inf"), most=None, overl
     Args:
         rows: Rows, or (row, solved examples, Config) of a Mixture; an iterator of dressed rows, perhaps endless, if `number` is None.
         wanted: tokens after which no further row is taken.  most: rows to take at most.
-        overlap: a hygiene.Overlap.
+        overlap: a hygiene.Overlap.  names: of the part that each row is of, in turn; they end with the last one.
 
     Raises:
         RowError: a row that cannot be used, or whose targets are not its words; an example longer than seq_len under
@@ -85,7 +85,7 @@ def block_of(rows, cfg, encoder, number=0, wanted=float("inf"), most=None, overl
             ids, mask = b"".join([p for p, _ in parts]), b"".join([(b"\1" if learn else b"\0") * (len(p) // 4) for p, learn in parts])
             if size:
                 chatml.prove(array("i", ids), mask, row.messages or row.text, encoder, cfg.learn)
-                if leaks(row, ids, encoder):
+                if leaks(row, parts, encoder):
                     report["leaks"] += 1
                     continue
         except chatml.Unsayable as e:
@@ -98,7 +98,7 @@ def block_of(rows, cfg, encoder, number=0, wanted=float("inf"), most=None, overl
         if size:
             out.rows.append(row), out.ids.append(ids), out.masks.append(mask), out.items.append(at)
             system = next((name_of(m["content"]) for m in row.messages[:1] if m["role"] == "system"), "no message" if row.messages else "plain text")
-            out.tags.append((row.source, row.task, row.strategy, row.teacher, system))
+            out.tags.append((row.source, row.task, row.strategy, row.teacher, system, names[min(at, len(names) - 1)]))
             report.update(rows=1, tokens=size, targets=mask.count(1), as_they_stand=int(not solved(row)), erased=int(bool(row.original_system)))
         if report["tokens"] >= wanted or endless and report["too_long"] >= 1000 and not out.rows:  # endless, and none of a thousand fits
             break
@@ -142,8 +142,9 @@ def _encode(work, number):
         span = range(number * size, min(len(rows), (number + 1) * size))
         cfgs = {part: replace(cfg, **{k: v for k, v in (("answers", part.answers), ("system", part.system), ("few_shot", part.few_shot)) if v not in ("", -1.0)})
                 for part in rows.mix.parts}
-        items = ((row, shots, cfgs[part]) for row, shots, part in map(rows.item, span))
-        write_shard(path, block_of(items, cfg, encoder, number, most=size, overlap=overlap), span.start)
+        names = [rows.mix.parts[p].name for p in rows.part[span.start : span.stop]]
+        items = ((several, cfgs[part], part.merge) for several, part in map(rows.item, span))
+        write_shard(path, block_of(items, cfg, encoder, number, most=size, overlap=overlap, names=names), span.start)
     return path
 
 
@@ -157,14 +158,14 @@ def shards(rows, cfg, encoder, folder, overlap=None):
         made = dressed(rows, cfg)
         for number in count():
             block = block_of(made, cfg, encoder, None, wanted - tokens, BLOCK, overlap)
-            if number and not block.rows:
-                return
             path, tokens = folder / f"data-{number:05d}.arrow", tokens + block.report["tokens"]
             write_shard(path, block, number * BLOCK)
             yield path, len(block.rows)
-            if not block.rows or tokens >= wanted:
+            head = next(made, None)  # a block without rows is no end: they may all have been dropped
+            if head is None or tokens >= wanted or not tokens and block.report["too_long"] >= 1000:
                 return
-    size = BLOCK * max(1, -(-len(rows) // (400 * BLOCK)))
+            made = chain([head], made)
+    size = BLOCK * max(1, -(-len(rows) // (2000 * BLOCK)))
     numbers = range(-(-len(rows) // size))
     processes = 1 if len(rows) <= 2 * BLOCK else min(cfg.processes or workers.cores(), len(numbers))
     with workers.shared((rows, cfg, encoder, overlap, folder, size), processes) as each:
@@ -199,6 +200,8 @@ def prepare(rows, cfg, tokenizer, folder, origin, against=""):
     keys = ("answers", "system", "few_shot", "template", "learn", "seq_len", "packing", "too_long", "steps", "epochs", "batch_size",
             "accum", "seed", "stream", "name", "scale", "drop")
     sets = hygiene.questions(against) if against else {}
+    if "overlap" in listed(cfg.drop) and not sets:
+        raise ValueError("drop names 'overlap', and no evaluation sets are given: say which in `against`")
     made_of = {"origin": origin, "tokenizer": chatml.fingerprint(tokenizer, cfg.template), "builder": BUILDER,
                "messages": digest([STRATEGIES, ORCA1, ORCA1_IDS, CAUTIOUS, FINAL]), "against": digest(sets),
                **{k: v for k, v in cfg.settings.items() if k in keys}}
@@ -207,11 +210,12 @@ def prepare(rows, cfg, tokenizer, folder, origin, against=""):
         return open_prepared(target)
     side, chosen = target.with_name(target.name + ".part"), {}
     side.mkdir(parents=True, exist_ok=True)
-    for old in side.glob("data-*") if not (side / "chosen.pickle").exists() else ():
+    for old in side.glob("data-*") if not (side / "chosen.pickle").exists() else ():  # of a stream, or of a choice that was never made
         old.unlink()
     if isinstance(rows, OnDisk):
         rows, chosen = _choose(rows if isinstance(rows, Mixture) else Mixture.of(rows, cfg), side)
     report, hits, tags, lengths, tag, item = Counter(dict.fromkeys(COUNTS, 0)), Counter(), {}, [], [], []
+    table, read_rows = None, 0
     encoder, overlap = chatml.encoder(tokenizer, cfg.template), hygiene.Overlap(sets) if sets else None
     known = len(rows) if isinstance(rows, Mixture) else 0
     with Progress(known, f"prepare {cfg.name} (rows)" if known > 2 * BLOCK else "") as bar:
@@ -223,11 +227,14 @@ def prepare(rows, cfg, tokenizer, folder, origin, against=""):
             numbers = np.array([tags.setdefault(tuple(t), len(tags)) for t in counts["tags"]], np.int32)
             tag.append(numbers[table["tag"].to_numpy()] if len(numbers) else np.zeros(0, np.int32))
             item.append(table["item"].to_numpy())
-            bar.advance(min(read_, known - bar.done) if known else 0)
+            read_rows = min(read_rows + read_, known)
+            bar.advance(read_rows - bar.done)
+    table = None  # where files that are open cannot be renamed
+    report["unread"] = known - read_rows
     lengths, tag, item = (np.concatenate(x) for x in (lengths, tag, item))
     if not len(lengths):
         raise ValueError(f"no row is left to train on: {report['too_long']} were longer than seq_len {cfg.seq_len}" +
-                         "".join(f", {n} {k}" for part in chosen.values() for k, n in part.items() if k in ("empty", "refusals", "wrong", "not asked for")))
+                         "".join(f"; {report[k]} {card.TEXT[k]}" for k in ("empty", "leaks", "unsayable", "overlap") if report[k]))
     draws = None
     if known and rows.draws:
         place = np.full(known, -1)
@@ -237,7 +244,8 @@ def prepare(rows, cfg, tokenizer, folder, origin, against=""):
     np.save(side / "plan.npy", plan.members)
     np.save(side / "packs.npy", plan.ends)
     if known and rows.aside:
-        (side / "validation.jsonl").write_text("".join(json.dumps({k: v for k, v in vars(r).items() if v and k != "where"}, ensure_ascii=False) + "\n" for r in rows.set_aside()), encoding="utf-8")
+        with open(side / "validation.jsonl", "w", encoding="utf-8", newline="\n") as f:
+            f.writelines(json.dumps({k: v for k, v in vars(r).items() if v and k != "where"}, ensure_ascii=False) + "\n" for r in rows.set_aside())
     (side / "chosen.pickle").unlink(missing_ok=True)
     made = {"config": cfg.settings, "made_of": made_of, "pad_id": tokenizer.pad_token_id, "report": dict(report), "packs": len(plan),
             "fill": int(lengths[plan.members].sum(dtype=np.int64)) / (len(plan) * cfg.seq_len), "epochs": len(plan.members) / len(lengths),
@@ -253,7 +261,9 @@ def _choose(rows, side):
     """Choose the rows of a Mixture, or take the choice that an interrupted call left."""
     kept = side / "chosen.pickle"
     if kept.exists():
-        return pickle.loads(kept.read_bytes())
+        before, said = pickle.loads(kept.read_bytes())
+        if all(p.exists() for p in before.paths()):
+            return before, said
     said = rows.choose()
     part = kept.with_suffix(".part")
     part.write_bytes(pickle.dumps((rows, said)))

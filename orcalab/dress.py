@@ -3,8 +3,8 @@
 from random import Random
 
 from orcalab.config import choose
-from orcalab.rows import Row
-from orcalab.strategies import FINAL, ORCA1, STRATEGIES, erase, orca1_ids, set_system
+from orcalab.rows import Row, joined
+from orcalab.strategies import FINAL, ORCA1, ORCA1_IDS, STRATEGIES, erase, orca1_ids, set_system
 
 
 def dress(row, cfg, rng, shots=()):
@@ -38,7 +38,7 @@ def dress(row, cfg, rng, shots=()):
     elif cfg.system == "none":
         item = set_system(item, None)
     elif cfg.system == "orca1":
-        item = set_system(item, ORCA1[rng.choice(orca1_ids(row.source, row.kind))])
+        item = set_system(item, ORCA1[rng.choice(orca1_ids(row.task if row.task in ORCA1_IDS else row.source, row.kind))])
     elif cfg.system in ("strategy", "cautious") and row.strategy:
         item = set_system(item, STRATEGIES[choose(row.strategy, STRATEGIES, f"strategy ({row.where or row.id})")])
     if cfg.system == "cautious":
@@ -62,7 +62,10 @@ def dressed(rows, cfg, block=0):
     for row in rows:
         own = cfg
         if isinstance(row, tuple):
-            row, shots, own = row
+            (row, *shots), own, merge = row
+            if merge:  # each is dressed by itself, then they are joined
+                yield joined([dress(r, own, rng) for r in (row, *shots)])
+                continue
         else:
             pool = earlier.setdefault(row.task, [])
             shots = rng.sample(pool, rng.randint(3, 5)) if cfg.few_shot and len(pool) >= 5 else ()

@@ -7,13 +7,14 @@ and the rows themselves stay on disk.
 
 from bisect import bisect_right
 from dataclasses import asdict, replace
+from math import floor
 
 import numpy as np
 
 from orcalab import hygiene, sources, workers
 from orcalab.config import Mix, Part, digest, listed
 from orcalab.progress import Progress
-from orcalab.rows import OnDisk
+from orcalab.rows import OnDisk, joined
 from orcalab.sampling import REASONS, Scan, select
 
 BLOCK = 2000  # rows that one process takes at a time
@@ -38,7 +39,7 @@ class Pool(OnDisk):
 def _scan(work, number):
     """Read one block of a pool; return what Scan holds, the names of its tasks, and MinHashes if near-duplicates are to be dropped."""
     pool, part, drop = work
-    tasks, out, texts = {}, [], []
+    tasks, strata, out, texts = {}, {}, [], []
     for i in range(number * BLOCK, min(len(pool), (number + 1) * BLOCK)):
         row = pool.get(i)
         said = row.messages[-1]["content"] if row.messages else row.text
@@ -56,26 +57,27 @@ def _scan(work, number):
             reason = 4
         pieces = -(-len(row.text) // part.chunk) if part.chunk and row.text else 1
         kind = row.strategy or row.task if part.by == "strategies" else row.task
-        out.append((reason, tasks.setdefault(kind, len(tasks)), hygiene.digest_of(system), hygiene.digest_of(row.text, *(m["role"] + m["content"] for m in row.messages)),
+        out.append((reason, tasks.setdefault(row.task, len(tasks)), strata.setdefault(kind, len(strata)), hygiene.digest_of(system), hygiene.digest_of(row.text, *(m["role"] + m["content"] for m in row.messages)),
                     sum(map(len, asked)) + len(said), roles == ["user", "assistant"], roles == ["user", "assistant"] and bool(row.answer), pieces))
         texts.append("\n".join([*asked, said]))
     near = hygiene.sketches(texts) if "near" in drop or part.similar else None
-    return out, list(tasks), near
+    return out, list(tasks), list(strata), near
 
 
 def scan(pool, part, drop, processes, say=""):
     """Read every row of a pool once, in parallel; return a Scan in which `reason` says what is not to be taken."""
     n, near = len(pool), hygiene.Seen() if "near" in drop else None
-    found = Scan(*(np.zeros(n, t) for t in (np.uint8, np.int32, np.uint64, np.uint64, np.int32, bool, bool, np.int32)), np.zeros((n if part.similar else 0, 2), np.uint32), [])
-    blocks, names = range(-(-n // BLOCK)), {}
+    found = Scan(*(np.zeros(n, t) for t in (np.uint8, np.int32, np.int32, np.uint64, np.uint64, np.int32, bool, bool, np.int32)), np.zeros((n if part.similar else 0, 2), np.uint32), [])
+    blocks, names, kinds = range(-(-n // BLOCK)), {}, {}
     processes = 1 if n <= 2 * BLOCK else min(processes or workers.cores(), len(blocks))
-    columns = (found.reason, found.task, found.system, found.same, found.characters, found.single, found.solved, found.pieces)
+    columns = (found.reason, found.task, found.stratum, found.system, found.same, found.characters, found.single, found.solved, found.pieces)
     with workers.shared((pool, part, drop), processes) as each, Progress(n, say if n > 2 * BLOCK else "") as bar:
-        for block, (rows, tasks, sketches) in zip(blocks, each(_scan, blocks)):
+        for block, (rows, tasks, strata, sketches) in zip(blocks, each(_scan, blocks)):
             at = slice(block * BLOCK, block * BLOCK + len(rows))
             for column, values in zip(columns, zip(*rows)):
                 column[at] = values
-            found.task[at] = np.array([names.setdefault(t, len(names)) for t in tasks])[found.task[at]]
+            for column, known, local in ((found.task, names, tasks), (found.stratum, kinds, strata)):
+                column[at] = np.array([known.setdefault(t, len(known)) for t in local])[column[at]]
             if part.similar:
                 found.like[at] = [s.digest()[:2] for s in sketches]
             if near:
@@ -112,8 +114,14 @@ class Mixture(OnDisk):
 
     @property
     def origin(self):
-        """What identifies the rows, for a prepared folder's digest."""
-        return [asdict(self.mix), {n: sources.origin(n, self.cfg.data) for n in dict.fromkeys(p.sources for p in self.mix.parts)}]
+        """What identifies the rows, for a prepared folder's digest: the mixture, and names and contents of files, wherever they lie."""
+        parts = [{**asdict(p), "sources": ""} for p in self.mix.parts]
+        read = {n: sources.origin(n, self.cfg.data) for n in dict.fromkeys(p.sources for p in self.mix.parts)}
+        return [self.mix.name, parts, self.mix.subset, [read[p.sources] for p in self.mix.parts]]
+
+    def paths(self):
+        """Return the files that the rows lie in, as far as they are files of lines."""
+        return [p for pool in self.pools for s in pool.sequences for p in getattr(s, "paths", [])]
 
     def choose(self):
         """Read every row and decide, once, which are taken, in which order; return what is to be said about it, {part: counts}.
@@ -134,13 +142,16 @@ class Mixture(OnDisk):
                 scans[key] = scan(pool, part, wanted, cfg.processes, f"read {part.name} (rows)")
             chosen, said[part.name] = select(part, scans[key], cfg)
             made.append(chosen)
-        short = {p: c for p, c in zip(self.mix.parts, said.values()) if c["asked"] > c["available"] or not c["available"]}
-        for part, c in short.items():
-            most = min(x["available"] / p.size for p, x in zip(self.mix.parts, said.values()) if p.size) if part.size else 0
-            why = ", ".join(f"{n:,} {k}" for k, n in c.items() if k not in ("rows", "available", "asked", "taken", "aside", "epochs") and n)
+        for part, c in ((p, said[p.name]) for p in self.mix.parts if said[p.name]["asked"] > said[p.name]["available"] or not said[p.name]["taken"]):
+            most = floor(1e6 * min(said[p.name]["available"] / p.size for p in self.mix.parts if p.size)) / 1e6 if part.size and c["asked"] else 0
+            why = ", ".join(f"{n:,} {k}" for k, n in c.items() if k not in ("rows", "available", "asked", "taken", "aside") and n)
             raise ValueError(f"part {part.name!r} of {self.mix.name!r} asks for {c['asked']:,} rows; of the {c['rows']:,} of its sources ({part.sources}) "
-                             f"{c['available']:,} are left{f' ({why})' if why else ''}" + (f": a scale of at most {most:.3g} would do, or more sources" if most else ""))
+                             f"{c['available']:,} are left{f' ({why})' if why else ''}" + (f": a scale of at most {most:g} would do, or more sources" if most else ""))
         self._arrange(made)
+        if self.mix.subset:
+            for number, part in enumerate(self.mix.parts):
+                taken = int((self.part == number).sum())
+                said[part.name].update({"not in the subset": said[part.name]["taken"] - taken, "taken": taken})
         self.said = said
         return said
 
@@ -175,25 +186,23 @@ class Mixture(OnDisk):
         return self.choose() and len(self.part)
 
     def item(self, i):
-        """Return (row, its solved examples, its Part) of the i-th row."""
+        """Return (rows, Part) of the i-th row: the row itself, and those that it shows as solved examples or that are joined to it."""
         self.choose()
         return self._made(int(self.part[i]), self.flat[self.start[i] : self.start[i] + int(self.size[i])], int(self.piece[i]))
 
     def _made(self, number, rows, piece):
         part, pool = self.mix.parts[number], self.pools[number]
         row, *others = (pool.get(int(m)) for m in rows)
-        if part.merge and others:
-            turns = [m for r in (row, *others) for m in r.messages if m["role"] != "system"]
-            task = row.task if all(r.task == row.task for r in others) else "conversation"
-            return replace(row, messages=[m for m in row.messages if m["role"] == "system"] + turns, task=task, answer="", explanation="", strategy=""), [], part
         if part.chunk and row.text:
             row = replace(row, text=row.text[piece * part.chunk : (piece + 1) * part.chunk], id=f"{row.id}.{piece}")
-        return row, others, part
+        return [row, *others], part
 
     def get(self, i):
-        return self.item(i)[0]
+        rows, part = self.item(i)
+        return joined(rows) if part.merge else rows[0]
 
     def set_aside(self):
         """Yield the rows set aside for validation."""
         for item in self.aside:
-            yield self._made(*item)[0]
+            rows, part = self._made(*item)
+            yield joined(rows) if part.merge else rows[0]

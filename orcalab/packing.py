@@ -182,6 +182,8 @@ def plan(lengths, seq_len, packs_needed=None, method="best_fit", seed=0, epochs=
     members, sizes, epoch, made = [], [], 0, 0
     while made < packs_needed if packs_needed else epoch < epochs or made % multiple:
         mine = draws[epoch % len(draws)] if draws else slice(None)
+        if not len(lengths[mine]):
+            raise ValueError(f"epoch {epoch + 1} draws no example")
         new = {"best_fit": best_fit, "shuffle_partition": shuffle_partition}[method](lengths[mine], seq_len, seed + epoch)
         # shuffled, so chance decides what a cut epoch leaves out, not how short an example is
         chance = np.random.default_rng([seed, epoch]).permutation(len(new))

@@ -98,12 +98,13 @@ def orca2_7b():
     Paper: Orca 2, "Training": LLaMA-2-7B; FLAN-v2 for one epoch, Orca 1's 5M for three, 1M + 817K for four; 4,096 tokens a pack.
     Departs: open sets stand in for the closed answers (see `MIXES`), fewer than the paper's where no more exist. Learning rate and batch are ours: the paper
     publishes none.
-    Cost: preparing was measured (LOG.md), training was not. Result: not measured.
+    Solved examples come from rows of the same sub-collection: OpenOrca does not name tasks. Duplicates are looked for within a part.
+    Cost, Result: not measured on these corpora; preparing as many synthetic rows was (LOG.md).
     """
     flan = Config(name="stage1_flan", rows="flan", answers="gold", system="none", seq_len=4096, steps=0, epochs=1, batch_size=1, accum=64, lr=1e-5, warmup=100,
                   drop="duplicates, unsayable", save_every=200, stream=1)
     chatgpt = replace(flan, name="stage2_chatgpt", start="stage1_flan", rows="orca1", answers="explained", system="keep", epochs=3, drop="duplicates, refusals, unsayable", stream=2)
-    gpt4 = replace(chatgpt, name="stage3_gpt4", start="stage2_chatgpt", rows="orca2", epochs=4, scale=0.6, stream=3)  # what the open stand-ins can fill
+    gpt4 = replace(chatgpt, name="stage3_gpt4", start="stage2_chatgpt", rows="orca2", epochs=4, scale=0.5, stream=3)  # what the open stand-ins can fill
     return Recipe(name="orca2_7b", base="meta-llama/Llama-2-7b-hf", stages=(flan, chatgpt, gpt4), tasks=TASKS)
 
 

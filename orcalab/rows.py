@@ -4,7 +4,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from random import Random
@@ -92,6 +92,15 @@ def row_of(item, where, source, number):
 def jsonl(path, number, text):
     """Return the row of a JSONL line; see `parse` and `row_of`."""
     return row_of(parse(path, number, text), f"{path}:{number}", path.stem, number)
+
+
+def joined(rows):
+    """Return rows under one system message as one conversation, under the first one's."""
+    first, turns = rows[0], [m for r in rows for m in r.messages if m["role"] != "system"]
+    if len(rows) == 1:
+        return first
+    same = lambda field, other: getattr(first, field) if all(getattr(r, field) == getattr(first, field) for r in rows) else other
+    return replace(first, messages=[m for m in first.messages if m["role"] == "system"] + turns, task=same("task", "conversation"), strategy=same("strategy", ""), answer="", explanation="")
 
 
 def tsv(path, number, text):

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from orcalab.config import Part, digest  # noqa: F401  Part is used by a doctest
+from orcalab.config import Part, choose, digest, listed  # noqa: F401  Part is used by a doctest
 
 REASONS = ("kept", "not asked for", "empty", "refusals", "wrong", "duplicates", "near")
 
@@ -16,6 +16,7 @@ class Scan:
 
     reason: np.ndarray  # of REASONS
     task: np.ndarray
+    stratum: np.ndarray  # what is drawn with equal chance: its task, or its strategy
     system: np.ndarray  # digest of its system message
     same: np.ndarray  # digest of all its messages
     characters: np.ndarray
@@ -47,7 +48,11 @@ class Chosen:
 
 def select(part, found, cfg):
     """Choose rows of a part from what is known of them; return (Chosen, counts of what was dropped, available, asked and taken)."""
-    rng = np.random.default_rng([cfg.seed, int(digest(asdict(part)), 16)])
+    rng = np.random.default_rng([cfg.seed, int(digest({**asdict(part), "sources": ""}), 16)])  # the same choice, wherever the files lie
+    if part.fraction < 1 and cfg.steps:
+        raise ValueError(f"part {part.name!r} draws {part.fraction:.0%} of its rows afresh each epoch: say how many epochs, and steps 0")
+    if odd := [t for t in listed(part.tasks) if t not in found.tasks]:
+        choose(odd[0], found.tasks, f"task of part {part.name!r}")
     said = Counter({REASONS[r]: int(n) for r, n in enumerate(np.bincount(found.reason, minlength=len(REASONS))) if n and r})
     kept = np.flatnonzero(found.reason == 0)
     few, able = (cfg.few_shot, found.solved) if part.few_shot < 0 else (part.few_shot, found.single)
@@ -58,21 +63,22 @@ def select(part, found, cfg):
     if part.cap:
         capped = of_each(found.task[kept], part.cap, rng)
         kept, said["over the cap"] = kept[capped], len(kept) - len(capped)
-    piece = np.zeros(len(kept), np.int64)
+    pieces = found.pieces[kept]
+    kept, piece = np.repeat(kept, pieces), np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     if part.merge:
         order = np.lexsort((*found.like[kept].T, found.system[kept])) if part.similar else rng.permutation(len(kept))
         mine = kept[order]
         system = np.where(found.single[mine], found.system[mine], mine.astype(np.uint64))  # what is a conversation already stays one
-        members = [mine[i].tolist() for i in conversations(system, found.characters[mine], part.merge)]
-        said["joined"], piece = len(kept), np.zeros(len(members), np.int64)
-        first = np.array([m[0] for m in members], np.int64)
+        parted = conversations(system, found.characters[mine], part.merge)
+        flat = [i for several in parted for i in several]
+        mine, order, members = mine[flat], order[flat], [mine[i].tolist() for i in parted]
+        said["joined"], at = len(kept), np.cumsum([0, *map(len, members)])[:-1]
+        first, piece = mine[at], piece[order][at]
     elif few > 0:
         group = np.where(able[kept], _group(found, kept), np.arange(len(kept), dtype=np.uint64))
         members, first = np.concatenate([kept, [-1]])[shots_of(group, rng)], kept
     else:
-        pieces = found.pieces[kept]
-        members = first = np.repeat(kept, pieces)
-        piece = np.arange(len(members)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        members = first = kept
     n, aside = set_aside(len(first), part)
     order = rng.permutation(len(first)) if part.validation else np.arange(len(first))
     train, aside = order[:n], order[len(order) - aside :]
@@ -80,7 +86,7 @@ def select(part, found, cfg):
     said.update(rows=len(found.reason), available=len(train), asked=asked, aside=len(aside))
     taken = train
     if asked < len(train):
-        taken = train[algorithm1(found.task[first[train]], asked, rng)] if part.by != "rows" else rng.permutation(train)[:asked]
+        taken = train[algorithm1(found.stratum[first[train]], asked, rng)] if part.by != "rows" else rng.permutation(train)[:asked]
     draws = [np.sort(taken)]
     if part.fraction < 1:
         draws = [np.sort(rng.permutation(taken)[: int(part.fraction * len(taken))]) for _ in range(max(1, cfg.epochs))]

@@ -178,7 +178,7 @@ def _tables(paths, name):
                                    f"{first.get(odd[0], 'missing')} there; give files of one schema, or name the others apart")
             if path.suffix == ".csv" and size:  # all of it is text: None is a word, 4 is no number
                 text = csv.ConvertOptions(default_column_type=string(), strings_can_be_null=True, null_values=[""])
-                dataset = datasets.Dataset(csv.read_csv(path, csv.ReadOptions(block_size=1 << 27), csv.ParseOptions(newlines_in_values=True), text))
+                dataset = datasets.Dataset(csv.read_csv(path, csv.ReadOptions(block_size=1 << 24), csv.ParseOptions(newlines_in_values=True), text))
             elif size:
                 how = {"sample_by": "document"} if path.suffix == ".txt" else {}
                 dataset = datasets.load_dataset(TABLES[path.suffix], data_files=[str(path)], split="train", **how)
@@ -287,9 +287,10 @@ def stream(source, data=""):
                 yield from (_row(name, item, path, number) for number, item in enumerate(items, 1))
 
 
-def origin(sources, data=""):
-    """Identify what `pools` would read, for a prepared folder's digest: names and contents of files."""
-    return [[name, *origin_of(found(path, name))] for name, path in (_where(spec, data) for spec in listed(sources))]
+def origin(sources, data="", fetch=True):
+    """Identify what `pools` would read, for a prepared folder's digest: names and contents of files; without `fetch`, of the hub the data set and its revision."""
+    where = (_where(spec, data, fetch) for spec in listed(sources))
+    return [[name, *(origin_of(found(path, name)) if path else [_source(name).hub, _source(name).revision])] for name, path in where]
 
 
 def licence(name):

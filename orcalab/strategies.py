@@ -124,4 +124,6 @@ def erase(row):
     Paper: Orca 2, "Teaching Orca 2 to be a Cautious Reasoner", on Prompt Erasing.
     """
     original = next((m["content"] for m in row["messages"] if m["role"] == "system"), "")
+    if original == CAUTIOUS:  # erased before, by whoever wrote the row
+        return row
     return {**set_system(row, CAUTIOUS), "original_system": original}

@@ -166,7 +166,9 @@ def rows_of(recipe, cfg):
         name = cfg.rows.removeprefix("stream:")
         if not cfg.steps:
             raise ValueError(f"rows {cfg.rows!r} come as a stream, whose end is not known: say how many steps, or take {name!r} whole")
-        return sources.stream(name, cfg.data), ["stream", name, str(cfg.data)]
+        if odd := [w for w in listed(cfg.drop) if w in ("near", "refusals", "wrong")] + [f"scale {cfg.scale}"] * (cfg.scale < 1):
+            raise ValueError(f"rows {cfg.rows!r} come as a stream, from which {odd[0]} cannot be chosen: take {name!r} whole")
+        return sources.stream(name, cfg.data), ["stream", *sources.origin(name, cfg.data, fetch=False)]
     mix = next((m for m in recipe.mixes if m.name == cfg.rows), Mix("rows", (Part("rows", cfg.rows),)))
     for spec in listed(cfg.rows) if mix.name == "rows" else ():
         if not {":", "/", "."} & set(spec) and not Path(spec).exists():

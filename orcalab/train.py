@@ -132,7 +132,7 @@ def preflight(model, prepared, tokenizer, cfg, folder):
     models.isolate(model).train()
     limit = 1e-4 if next(model.parameters()).dtype == torch.float32 else 3e-2
     for i in members:
-        chatml.prove(*prepared.examples[i], prepared.rows[i].messages, tokenizer, cfg.learn)
+        chatml.prove(*prepared.examples[i], prepared.rows[i].messages or prepared.rows[i].text, tokenizer, cfg.learn)
     report = {"loss_packed": both, "loss_alone": apart, "loss_first": first, "loss_first_own": own, "difference": abs(both - apart), "limit": limit, "leak": leak,
               "targets_of_first_row": tokenizer.decode(chatml.learned(*prepared.examples[members[0]]))}
     write_json(folder / "preflight.json", report)

@@ -22,7 +22,7 @@ def rng(seed=0):
 def scan_of(n, tasks=1, system=0, single=True, pieces=1):
     """What `scan` would know of n good rows, their tasks in turn."""
     whole = lambda value, kind: np.full(n, value, kind)
-    return Scan(whole(0, np.uint8), np.arange(n, dtype=np.int32) % tasks, np.asarray(whole(system, np.uint64)), np.arange(n, dtype=np.uint64), whole(100, np.int32),
+    return Scan(whole(0, np.uint8), np.arange(n, dtype=np.int32) % tasks, np.arange(n, dtype=np.int32) % tasks, np.asarray(whole(system, np.uint64)), np.arange(n, dtype=np.uint64), whole(100, np.int32),
                 whole(single, bool), whole(single, bool), whole(pieces, np.int32), np.zeros((0, 2), np.uint32), [f"t{i}" for i in range(tasks)])
 
 
@@ -104,7 +104,7 @@ def test_conversations_fill_a_budget_of_characters_under_one_system_message():
 def test_openassistants_counts_come_out_of_the_sampler():
     """Sizes from recipe.md: orca-chat 236,053, fanfics 59,700 chunks, RedPajama 941,310 chunks; their card says 188,842, 47,760 and 188,262."""
     sizes, parts = (236_053, 59_700, 941_310), recipes.ORCA_8K.parts
-    theirs, ours = ([select(replace(p, surplus=s), scan_of(n), Config(epochs=1))[1] for p, n in zip(parts, sizes)] for s in ("lost", "train"))
+    theirs, ours = ([select(replace(p, surplus=s), scan_of(n), Config(epochs=1, steps=0))[1] for p, n in zip(parts, sizes)] for s in ("lost", "train"))
     assert [x["taken"] for x in theirs] == [188_842, 47_760, 188_262] and [x["aside"] for x in theirs] == [5000, 1000, 1000]
     assert sum(x["taken"] for x in theirs) // 128 == 3319  # their number of steps
     assert [x["taken"] for x in ours] == [231_053, 58_700, int(0.25 * 940_310)]  # what they threw away is trained on here
@@ -149,7 +149,7 @@ def corpora(tmp_path_factory):
     jsonl(root / "openorca_gpt4" / "1M-GPT4-Augmented.jsonl", orca(400, "GPT-4"))
     jsonl(root / "openorca_gpt35" / "3_5M-GPT3_5-Augmented.jsonl", orca(600, "ChatGPT"))
     jsonl(root / "slimorca" / "slim.jsonl", [{"conversations": [{"from": "system", "value": "Be kind."}, {"from": "human", "value": f"slim {i}?"}, {"from": "gpt", "value": f"so {i}"}]}
-                                             for i in range(500)])
+                                             for i in range(1300)])
     (root / "flan_cot").mkdir()
     (root / "flan_cot" / "qasc_train.tsv").write_text("".join(f"What is {i}?\t{i}\tIt is {i}.\n" for i in range(200)))
     jsonl(root / "gsm8k" / "main" / "train.jsonl", [{"question": f"{i} and 1?", "answer": f"{i} + 1 = <<{i}+1={i + 1}>>{i + 1}\n#### {i + 1}"} for i in range(60)])
@@ -195,12 +195,15 @@ def test_orca_1s_queries_follow_the_paper(corpora, tmp_path, tokenizer, monkeypa
 
 
 def test_orca_2s_mixture_is_erased_but_for_orca_1s_rows(corpora, tmp_path, tokenizer):
-    made = prepared(corpora, "orca2", tmp_path, tokenizer, scale=0.001, answers="explained", drop="duplicates, refusals")
+    made = prepared(corpora, "orca2", tmp_path, tokenizer, scale=0.002, answers="explained", drop="duplicates, refusals")
     chosen, rows = made.card["chosen"], list(made.rows)
-    assert {p: c["taken"] for p, c in chosen.items()} == {"gpt4": 0, "zero_shot": 602, "few_shot": 55, "math": 160, "synthetic": 2}
-    assert all(r.messages[0] == {"role": "system", "content": strategies.CAUTIOUS} for r in rows) and len(rows) == 819
+    assert {p: c["taken"] for p, c in chosen.items()} == {"gpt4": 1, "zero_shot": 1204, "few_shot": 110, "math": 320, "synthetic": 4} == made.card["rows_by"]["part"]
+    (own,) = [r for r in rows if r.source == "openorca_gpt4" and "\n\n" not in r.messages[-2]["content"]]
+    rows.remove(own)
+    assert own.original_system == "" and strategies.name_of(own.messages[0]["content"] if own.messages[0]["role"] == "system" else "") in ("empty", "orca1-2", "orca1-3")
+    assert all(r.messages[0] == {"role": "system", "content": strategies.CAUTIOUS} for r in rows) and len(rows) == 1638
     few = [r for r in rows if r.source == "openorca_gpt4"]
-    assert len(few) == 55
+    assert len(few) == 110
     for r in few:
         *shots, question = r.messages[1]["content"].split("\n\n")
         assert 3 <= len(shots) <= 5 and all(s.startswith("GPT-4 question") and "\nGPT-4 answer" in s for s in shots) and "answer" not in question
@@ -208,8 +211,8 @@ def test_orca_2s_mixture_is_erased_but_for_orca_1s_rows(corpora, tmp_path, token
     assert {r.original_system for r in rows if r.source == "flan_cot"} == {strategies.STRATEGIES["recall-then-generate"]}
     assert data.audit(made, tokenizer) == {"erased": made.card["report"]["erased"], "texts": len({r.original_system for r in rows if r.original_system}), "leaks": 0}
     math = Counter(r.source for r in rows if r.strategy == "step-by-step")
-    assert sum(math.values()) == 160 and set(math) == {"gsm8k", "aqua", "math", "math_dataset", "numglue", "lila"}
-    kept = prepared(corpora, "orca2", tmp_path / "all", tokenizer, scale=0.001, drop="nothing", stream=3)
+    assert sum(math.values()) == 320 + 0 and set(math) == {"gsm8k", "aqua", "math", "math_dataset", "numglue", "lila"}
+    kept = prepared(corpora, "orca2", tmp_path / "all", tokenizer, scale=0.002, drop="nothing", stream=3)
     assert [r.id for r in kept.rows] != [r.id for r in rows]  # another stream, another order
 
 
@@ -276,9 +279,18 @@ def test_what_is_dropped_is_counted(tmp_path, tokenizer):
 
 
 def test_a_mixture_that_no_source_can_fill_is_an_error_before_the_work(corpora, tmp_path, tokenizer):
-    with pytest.raises(ValueError, match=r"part 'zero_shot' of 'orca2' asks for 6,020 rows; of the 700 of its sources \(flan_cot, slimorca\) 700 are left: a scale of at most "
-                                         r"0.00116 would do, or more sources"):
+    with pytest.raises(ValueError, match=r"part 'zero_shot' of 'orca2' asks for 6,020 rows; of the 1,500 of its sources \(flan_cot, slimorca\) 1,500 are left: a scale of at most "
+                                         r"0.00225 would do, or more sources"):
         prepared(corpora, "orca2", tmp_path, tokenizer, scale=0.01)
+    assert len(prepared(corpora, "orca2", tmp_path, tokenizer, scale=0.00225, drop="nothing").rows) > 1800  # and it does
+    with pytest.raises(ValueError, match=r"part 'gpt4' of 'orca2' asks for 0 rows"):
+        prepared(corpora, "orca2", tmp_path, tokenizer, scale=0.001)
+    with pytest.raises(ValueError, match="no task of part 'p' named 'qasd'; did you mean 'qasc'"):
+        Mixture(Mix("m", (Part("p", f"flan_cot:{corpora / 'flan_cot'}", tasks="qasd"),)), stage(corpora, "m", tmp_path)).choose()
+    with pytest.raises(ValueError, match="part 'p' draws 25% of its rows afresh each epoch: say how many epochs, and steps 0"):
+        Mixture(Mix("m", (Part("p", "slimorca", fraction=0.25),)), stage(corpora, "m", tmp_path, steps=9)).choose()
+    with pytest.raises(ValueError, match="the mixture 'm' has two parts of one name: p, p"):
+        Mix("m", (Part("p", "a"), Part("p", "b")))
     with pytest.raises(ValueError, match=r"asks for 0 rows; .* 0 are left \(3 empty\)$"):
         prepared(corpora, str(jsonl(tmp_path / "e.jsonl", [{"question": f"{i}", "response": ""} for i in range(3)])), tmp_path, tokenizer)
     with pytest.raises(ValueError, match="no mixture, source, file or folder named 'openorka_gpt4'; did you mean 'openorca_gpt4'"):
@@ -350,8 +362,8 @@ def test_the_audit_sees_what_was_not_erased(corpora, tmp_path, tokenizer):
     assert data.audit(made, tokenizer) == {"erased": 200, "texts": 1, "leaks": 0}
     (path,) = made.folder.glob("data-*.arrow")
     table = pa.ipc.open_file(str(path)).read_all()
-    said = strategies.CAUTIOUS[:40]
-    forged = table.set_column(table.schema.get_field_index("original_system"), "original_system", pa.array([said] * len(table)))  # words that are in every example
+    said = "What is "
+    forged = table.set_column(table.schema.get_field_index("original_system"), "original_system", pa.array([said] * len(table)))  # words that are in every question
     with pa.OSFile(str(path), "wb") as f, pa.ipc.new_file(f, forged.schema) as out:
         out.write_table(forged)
     assert data.audit(data.open_prepared(made.folder), tokenizer)["leaks"] == 200
@@ -383,3 +395,71 @@ def test_neighbours_of_a_stage_with_solved_examples_are_other_rows_of_their_task
     assert 40 < sum(len(s) > 1 for s in shown) < 80 and {len(s) for s in shown} == {1, 4, 5, 6}
     assert all(len({line[0] for line in s}) == 1 and s[-1] not in {x.split("\n")[0] for x in s[:-1]} for s in shown)
     assert made.rows[0].messages == [*talk(("user", made.rows[0].messages[0]["content"]), ("assistant", made.rows[0].answer))]
+
+
+def test_nothing_but_the_system_turn_differs_from_the_row_as_it_was_told(flan, tmp_path, tokenizer):
+    """Real rows, erased and not: the same questions, answers and order, and the same ids behind the system turn."""
+    told, erased = (prepared(tmp_path, str(flan), tmp_path, tokenizer, system=s, answers="explained", steps=20, epochs=0, seq_len=4096) for s in ("strategy", "cautious"))
+    assert len(told.rows) == len(erased.rows) > 100
+    for a, b, x, y in zip(told.rows, erased.rows, told.examples, erased.examples):
+        assert a.messages[1:] == b.messages[1:] and a.messages[0]["content"] == b.original_system == strategies.STRATEGIES[b.strategy]
+        extra = [len(e[0]) - sum(len(m["content"]) for m in r.messages[:1]) for e, r in ((x, a), (y, b))]  # a token a byte
+        assert extra[0] == extra[1] and x[0][-extra[0] + 9:].tolist() == y[0][-extra[1] + 9:].tolist() and x[1].sum() == y[1].sum()
+
+
+def test_texts_in_pieces_lose_none_of_them(tmp_path):
+    path = jsonl(tmp_path / "t.jsonl", [{"text": "0123456789" * 3}])
+    for changes in ({}, {"few_shot": 0.5}, {"merge": 5}):
+        rows = Mixture(Mix("m", (Part("p", str(path), chunk=10, **changes),)), stage(tmp_path, "m", tmp_path))
+        assert [r.text for r in sorted(rows, key=lambda r: r.id)] == ["0123456789"] * 3, changes
+
+
+def test_strategies_are_drawn_alike_and_examples_are_of_the_task(tmp_path, tokenizer):
+    items = [{"question": f"{t} {i}?", "response": str(i), "answer": str(i), "task": t, "strategy": s} for t, s, n in (("a", "direct-answer", 400), ("b", "direct-answer", 400), ("c", "step-by-step", 80)) for i in range(n)]
+    mix = Mix("m", (Part("p", str(jsonl(tmp_path / "r.jsonl", items)), size=150, by="strategies", few_shot=1.0),))
+    rows = Mixture(mix, stage(tmp_path, "m", tmp_path))
+    assert abs(sum(r.task == "c" for r in rows) - 75) < 30
+    for i in range(len(rows)):
+        assert len({r.task for r in rows.item(i)[0]}) == 1
+
+
+def test_conversations_of_worked_answers_are_dressed_turn_by_turn(tmp_path, tokenizer):
+    items = [{"system_prompt": "Think of foxes.", "question": f"{i}?", "response": str(i), "answer": str(i), "explanation": f"It is {i}."} for i in range(20)]
+    mix = Mix("m", (Part("p", str(jsonl(tmp_path / "r.jsonl", items)), merge=40, system="cautious"),))
+    cfg = stage(tmp_path, "m", tmp_path, answers="explained", seq_len=4096)
+    made = data.prepare(Mixture(mix, cfg), cfg, tokenizer, tmp_path, "m")
+    assert {m["content"] for r in made.rows for m in r.messages if m["role"] == "assistant"} == {f"It is {i}.\nFinal answer: {i}" for i in range(20)}
+    assert {r.original_system for r in made.rows} == {"Think of foxes."} and data.audit(made, tokenizer)["erased"] == len(made.rows) < 12
+
+
+def test_rows_that_were_erased_before_stay_as_they_are(tmp_path, tokenizer):
+    items = [{"system_prompt": strategies.CAUTIOUS, "original_system": "Think of foxes.", "question": f"{i}?", "response": "Yes."} for i in range(5)] + [
+        {"system_prompt": "You are helpful", "question": "And so?", "response": "Yes."}]
+    made = prepared(tmp_path, str(jsonl(tmp_path / "r.jsonl", items)), tmp_path, tokenizer, system="cautious")
+    assert Counter(r.original_system for r in made.rows) == {"Think of foxes.": 5, "You are helpful": 1}
+    assert data.audit(made, tokenizer) == {"erased": 6, "texts": 2, "leaks": 0}
+
+
+def test_a_stream_goes_on_behind_rows_that_are_dropped(tmp_path, tokenizer):
+    item = lambda i, said: {"question": f"{i}?", "response": said}
+    path = jsonl(tmp_path / "r.jsonl", [item(i, "Yes.") for i in range(2000)] + [item(i, " ") for i in range(2500)] + [item(i, "No.") for i in range(600)])
+    made = prepared(tmp_path, f"stream:{path}", tmp_path, tokenizer, steps=999, epochs=0)
+    assert (made.card["report"]["rows"], made.card["report"]["empty"]) == (2600, 2500)
+    jsonl(path, [item(i, "Maybe.") for i in range(9)])
+    assert len(prepared(tmp_path, f"stream:{path}", tmp_path, tokenizer, steps=999, epochs=0).rows) == 9  # another content, another folder
+    with pytest.raises(ValueError, match="come as a stream, from which refusals cannot be chosen: take '.*r.jsonl' whole"):
+        prepared(tmp_path, f"stream:{path}", tmp_path, tokenizer, steps=9, drop="refusals")
+    with pytest.raises(ValueError, match="drop names 'overlap', and no evaluation sets are given"):
+        prepared(tmp_path, str(path), tmp_path, tokenizer, drop="overlap")
+
+
+def test_the_same_rows_elsewhere_make_the_same_folder(tmp_path, tokenizer):
+    items = [{"question": f"{i}?", "response": "Yes."} for i in range(50)]
+    one, two = (prepared(tmp_path, str(jsonl(tmp_path / d / "r.jsonl", items)), tmp_path / d / "out", tokenizer) for d in "ab")
+    assert one.folder.name == two.folder.name and one.plan == two.plan
+
+
+def test_orca_1s_messages_go_by_the_sub_collection_of_an_openorca_row(corpora, tmp_path, tokenizer):
+    made = prepared(corpora, "openorca_gpt4", tmp_path, tokenizer, system="orca1")
+    ids = {t: {next(k for k, v in strategies.ORCA1.items() if v == r.messages[0]["content"]) for r in made.rows if r.task == t} for t in ("cot", "niv2", "t0", "flan2021")}
+    assert ids == {t: set(strategies.ORCA1_IDS[t]) for t in ids}

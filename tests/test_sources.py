@@ -264,6 +264,13 @@ def test_text_in_csv_and_json_stays_as_it_is(tmp_path):
     assert rows(path)[0].messages == talk(("user", "2+2"), ("assistant", "4\r\nfour"))
 
 
+def test_a_large_csv_file_with_line_ends_inside_its_texts(tmp_path):
+    poem = "Orcas swim,\n" * 1000 + "all of them."
+    (tmp_path / "a.csv").write_text("text,id\n" + "".join(f'"{poem}",{n}\n' for n in range(2000)), encoding="utf-8")  # 24 MB
+    (pool,) = sources.pools(str(tmp_path / "a.csv"))
+    assert len(pool) == 2000 and all((r.text, r.id) == (poem, str(n)) for n, r in enumerate(pool))
+
+
 def test_a_text_file_is_one_text(tmp_path):
     (tmp_path / "b.txt").write_bytes("Orcas\r\n\r\nswim.\n".encode())
     (tmp_path / "a.txt").write_text("Ä", encoding="utf-8")

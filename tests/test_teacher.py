@@ -139,5 +139,5 @@ def test_no_held_out_question_is_taught_not_even_by_its_text():
 def test_rows_can_come_from_files_instead(flan):
     rec = recipes.get("smoke", rows=str(flan / "qasc_train.tsv"))
     rows, origin = teacher.rows_of(rec, rec.stages[0])
-    (named,) = origin[1].values()
-    assert len(rows) == 1084 and named[0][1][0] == "qasc_train.tsv" and len(named[0][1][1]) == 16
+    name, (file, digest) = origin[-1][0][0]
+    assert len(rows) == 1084 and (name, file) == ("", "qasc_train.tsv") and len(digest) == 16
