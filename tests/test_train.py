@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -366,3 +367,22 @@ def test_a_student_is_trained_and_asked_in_openassistants_template(stage):
         train.train(replace(cfg, name="next", template="chatml"), prepared, cfg.folder / "model")
     answer = student.ask("2+2", max_new_tokens=5)
     assert answer.tokens <= 5 and student.encoder.tokens.bytes_of(answer.ids).decode(errors="replace").startswith(answer.text)
+
+
+def test_plain_text_is_trained_as_well(tmp_path, recipe):
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps({"text": f"A page about {i}, and nothing else. " * 3}) + "\n" for i in range(60)))
+    cfg = recipe.stage("stage1_flan", rows=str(path), system="keep", steps=2)
+    prepared = teacher.prepare(recipe, cfg, models.load_tokenizer("tiny-random"))
+    results = train.train(cfg, prepared)
+    assert results["steps"] == 2 and results["targets"] == prepared.packs().num_targets > 0.9 * results["tokens"]
+    assert json.loads((cfg.folder / "preflight.json").read_text())["difference"] < 1e-4
+
+
+def test_epochs_decide_how_many_steps_there_are(tmp_path, recipe):
+    path = tmp_path / "r.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{i}?", "response": "Yes."}) + "\n" for i in range(60)))
+    cfg = recipe.stage("stage1_flan", rows=str(path), steps=0, epochs=2, accum=3)
+    prepared = teacher.prepare(recipe, cfg, models.load_tokenizer("tiny-random"))
+    assert len(prepared.plan) == 3 * prepared.steps and np.bincount(prepared.plan.members).min() >= 2
+    assert train.train(cfg, prepared)["steps"] == prepared.steps > 1
