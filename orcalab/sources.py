@@ -42,7 +42,7 @@ def _orca_chat(item):
 
 
 def _solved(question, gold, explanation="", **more):
-    return {"question": question, "response": gold, "answer": gold, "explanation": explanation, "strategy": "step-by-step", **more}
+    return {"question": question, "response": gold, "answer": gold, "explanation": explanation, "strategy": "step-by-step" if explanation else "direct-answer", **more}
 
 
 def _gsm8k(item):

@@ -68,7 +68,7 @@ def openorca(name, file, teacher):
                           for i, (item, task) in enumerate(zip(items, ("niv2", "flan2021", "t0", "cot", "unknown")))])
 
 
-STEPS = {"strategy": "step-by-step", "teacher": "human"}
+STEPS, BARE = ({"strategy": s, "teacher": "human"} for s in ("step-by-step", "direct-answer"))
 TURNS = [{"from": "system", "value": "Explain.", "weight": None}, {"from": "human", "value": "2+2", "weight": 0.0}, {"from": "gpt", "value": "4", "weight": 1.0}]
 LAID_OUT = {  # name: (file as on the hub, its items, the rows)
     "flan2021": submix("flan2021"), "t0": submix("t0", kind="fs_opt"), "niv2": submix("niv2", task="task029_winogrande_full_object"), "cot": submix("cot", task="cot_gsm8k"),
@@ -90,7 +90,7 @@ LAID_OUT = {  # name: (file as on the hub, its items, the rows)
                    row("2+2", "4", id="orca_chat-2", source="orca_chat", task="orca_chat", teacher="GPT-4")]),
     "gsm8k": ("main/train-00000-of-00001.parquet", [{"question": "How many?", "answer": "He sold 48/2 = <<48/2=24>>24 clips.\nAnd more.\n#### 1,024"}, {"question": "How many?", "answer": None}],
               [row("How many?", "1024", id="gsm8k-1", source="gsm8k", task="gsm8k", answer="1024", explanation="He sold 48/2 = 24 clips.\nAnd more.", **STEPS),
-               row("How many?", "", id="gsm8k-2", source="gsm8k", task="gsm8k", **STEPS)]),
+               row("How many?", "", id="gsm8k-2", source="gsm8k", task="gsm8k", **BARE)]),
     "aqua": ("raw/train-00000-of-00001.parquet", [{"question": "How much?", "options": ["A)125", "B)150"], "rationale": "It is 125.\nAnswer is A.", "correct": "A"}],
              [row("How much?\nOptions:\nA)125\nB)150", "A", id="aqua-1", source="aqua", task="aqua", answer="A", explanation="It is 125.\nAnswer is A.", **STEPS)]),
     "math": ("algebra/train-00000-of-00001.parquet", [{"problem": "x?", "level": "Level 5", "type": "Algebra", "solution": said} for said in
@@ -98,12 +98,12 @@ LAID_OUT = {  # name: (file as on the hub, its items, the rows)
              [row("x?", gold, id=f"math-{n}", source="math", task="math_Algebra", answer=gold, explanation=said, **STEPS) for n, (gold, said) in
               enumerate(((r"\frac{1}{2}", r"Not \boxed{2} but \boxed{\frac{1}{2}}, so } it is."), ("", "It } is plain."), ("", r"\boxed{3")), 1)]),
     "math_dataset": ("arithmetic__mixed/train-00000-of-00001.parquet", [{"question": "b'What is 1 + 1?\\n'", "answer": "b'2\\n'"}, {"question": 'b"What is b\'s?\\n"', "answer": "3"}],
-                     [row("What is 1 + 1?", "2", id="math_dataset-1", source="math_dataset", task="math_dataset", answer="2", strategy="step-by-step", teacher="program"),
-                      row("What is b's?", "3", id="math_dataset-2", source="math_dataset", task="math_dataset", answer="3", strategy="step-by-step", teacher="program")]),
+                     [row("What is 1 + 1?", "2", id="math_dataset-1", source="math_dataset", task="math_dataset", answer="2", strategy="direct-answer", teacher="program"),
+                      row("What is b's?", "3", id="math_dataset-2", source="math_dataset", task="math_dataset", answer="3", strategy="direct-answer", teacher="program")]),
     "numglue": ("data/train-00000-of-00001.parquet", [{"question": "How many?", "answer": "3.5", "type": "Type_1"}],
-                [row("How many?", "3.5", id="numglue-1", source="numglue", task="numglue", answer="3.5", **STEPS)]),
+                [row("How many?", "3.5", id="numglue-1", source="numglue", task="numglue", answer="3.5", **BARE)]),
     "lila": ("iid/train/0000.parquet", [{"input": "2+2?", "output_program": "print(2+2)", "output_answer": "4", "split": "train", "dataset": "addsub.json"}],
-             [row("2+2?", "4", id="lila-1", source="lila", task="lila_addsub", answer="4", **STEPS)]),
+             [row("2+2?", "4", id="lila-1", source="lila", task="lila_addsub", answer="4", **BARE)]),
     "doctor_patient": ("MTS-Dialog-TrainingSet (SDHP).csv", [{"ID": "0", "section_text": 'Symptoms: "acne", N/A', "dialogue": "Doctor: How?\nPatient: Fine."},
                                                              {"ID": "1", "section_text": "None", "dialogue": "Doctor: Any?"}],
                        [row(f"{asked}\n\n{sources.NOTE}", said, id=f"doctor_patient-{n}", source="doctor_patient", task="doctor_patient", strategy="extract-generate", teacher="unknown")
