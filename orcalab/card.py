@@ -53,15 +53,15 @@ def histogram(title, edges, counts, unit):
 
 
 def _svg(title, wide, high, body, unit):
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" width="{wide}" role="img" aria-label="{escape(title)}"><style>text{{font:12px system-ui,sans-serif;'
-            f'fill:#333}}.t{{font-size:15px;font-weight:600}}@media(prefers-color-scheme:dark){{text{{fill:#ddd}}}}</style><text class="t" x="16" y="22">{escape(title)}</text>'
-            f'<text x="16" y="38">{escape(unit)}</text>{body}</svg>\n')
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" width="{wide}" role="img" aria-label="{escape(title)}"><style>.card text{{font:12px system-ui,sans-serif;'
+            f'fill:#333}}.card .t{{font-size:15px;font-weight:600}}@media(prefers-color-scheme:dark){{.card text{{fill:#ddd}}}}</style><g class="card"><text class="t" x="16" y="22">{escape(title)}</text>'
+            f'<text x="16" y="38">{escape(unit)}</text>{body}</g></svg>\n')
 
 
 def table(head, rows):
     """Return rows as a Markdown table, numbers to the right."""
     cell = lambda v: f"{v:,}" if isinstance(v, int) else str(v).replace("|", "\\|").replace("\n", " ")
-    side = ["---:" if rows and isinstance(rows[0][c], int) else "---" for c in range(len(head))]
+    side = ["---:" if rows and (isinstance(rows[0][c], (int, float)) or str(rows[0][c]).endswith("%")) else "---" for c in range(len(head))]
     return "\n".join(f"| {' | '.join(x)} |" for x in (head, side, *([cell(v) for v in r] for r in rows)))
 
 
@@ -74,7 +74,10 @@ def summary(made, steps):
         left_out = ", ".join(f"{n} {k}" for k, n in c.items() if n and k not in ("rows", "available", "asked", "taken", "aside"))
         out.append(f"  {part}: {c['taken']} of {c['rows']} rows{f' ({left_out})' if left_out else ''}" + (f", {c['aside']} set aside" if c["aside"] else ""))
     out += [f"  {r[k]} {TEXT[k]}" for k in ("leaks", "unsayable", "overlap", "empty", "unread") if r.get(k)]
-    out += [f"  overlap with {name}: {c['overlap']} of {c['questions']} questions" for name, c in made["contamination"].items()]
+    found = made["contamination"].items()
+    out += [f"  overlap with {name}: {c['overlap']} of {c['questions']} questions" for name, c in found if c["overlap"]]
+    if found:
+        out.append(f"  no overlap with {sum(not c['overlap'] for _, c in found)} of {len(found)} evaluation sets")
     if r["as_they_stand"]:
         out.append(f"  {r['as_they_stand']} rows name no gold `answer`, so '{cfg['answers']}' leaves their answers as they stand")
     return "\n".join(out)

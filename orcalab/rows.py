@@ -17,6 +17,7 @@ from orcalab.strategies import FLAN_COT
 
 FIELDS = ("messages", "text", "system_prompt", "question", "response", "id", "source", "task", "strategy", "teacher",
           "original_system", "answer", "explanation", "kind")
+KNOWN = frozenset(FIELDS)
 OTHERS = {"system": "system_prompt", "instruction": "question", "output": "response", "conversations": "messages", "conversation": "messages"}  # other projects' names
 
 
@@ -60,7 +61,7 @@ def row_of(item, where, source, number):
     Raises:
         RowError: where, and the field: a missing or misspelt one, or a conversation that does not end with the assistant.
     """
-    for key in item.keys() - set(FIELDS):  # words that nobody reads would be lost without a word
+    for key in item.keys() - KNOWN:  # words that nobody reads would be lost without a word
         meant = OTHERS.get(key) if "messages" not in item else None
         if (meant := meant or "".join(get_close_matches(key, ["system_prompt"], 1, 0.85))) and meant not in item:
             raise RowError(f"{where}: {key!r}: did you mean {meant!r}?")

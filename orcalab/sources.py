@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import accumulate, chain
 from pathlib import Path, PurePosixPath
 
@@ -130,20 +130,26 @@ def _fit(columns, name, where):
 def _row(name, item, path, number):
     """Return the row of an item with a source's columns, or with ours if `name` is no source's. A text that is None is empty."""
     where = f"{path}:{number}"
-    _fit(item, name, where)
     if source := SOURCES.get(name):
+        _fit(item, name, where)
         try:
             item = {"teacher": source.teacher, **source.to({k: "" if item[k] is None else item[k] for k in source.columns})}
         except (AttributeError, KeyError, SyntaxError, TypeError, ValueError) as e:
             raise RowError(f"{where}: not laid out as the source {name!r} has it ({type(e).__name__}: {e})") from None
-    else:
+    elif None in item.values() or not ("messages" in item or "question" in item and "response" in item or "text" in item):
+        _fit(item, name, where)
         told = {k: v for k, v in item.items() if v is not None}
         item = told if any(shape <= told.keys() for shape in SHAPES) else {**{k: "" for k in FIELDS[:5] if k in item}, **told}
-    return row_of(item, where, name or path.stem, number)
+    return row_of(item, where, name or _stem(path), number)
+
+
+@lru_cache
+def _stem(path):
+    return path.stem
 
 
 def _line(name, path, number, text):
-    return tsv(path, number, text) if path.suffix == ".tsv" else _row(name, parse(path, number, text), path, number)
+    return _row(name, parse(path, number, text), path, number)
 
 
 class Table(OnDisk):
@@ -260,8 +266,9 @@ def pools(sources, data=""):
     out = []
     for name, path in [_where(spec, data) for spec in listed(sources)]:
         paths = found(path, name)
-        if lines := [p for p in paths if p.suffix in LINES]:
-            out.append(Lines(lines, partial(_line, name)))
+        for suffix, reader in ((".jsonl", partial(_line, name)), (".tsv", tsv)):
+            if lines := [p for p in paths if p.suffix == suffix]:
+                out.append(Lines(lines, reader))
         out += _tables([p for p in paths if p.suffix in TABLES], name)
     return out
 

@@ -174,25 +174,27 @@ def test_the_table_names_every_source_with_licence_and_teacher():
 
 # -------------------------------------------------------------------------------------------- from the hub
 
-def cached(side, name, commit="a" * 40):
-    """Lay a source out as the hub's own library keeps it; return its rows."""
+def cached(side, name):
+    """Lay a source out as the hub's own library keeps it, with its list of all files there; return (its file, its rows)."""
     source = sources.SOURCES[name]
+    commit = source.revision if len(source.revision) == 40 else "a" * 40
     folder = side / "hub" / f"datasets--{source.hub.replace('/', '--')}"
-    if source.revision != commit:
-        write(folder / "refs" / source.revision, []).write_text(commit)
-    return lay_out(folder / "snapshots" / commit, name)
+    listing = {LAID_OUT[name][0]: {"size": 1, "blob_id": "0"}, "not fetched": {"size": 1, "blob_id": "0"}}
+    write(folder / "refs" / source.revision, []).write_text(commit)
+    write(folder / "trees" / f"{commit}.json", []).write_text(json.dumps({"format_version": 1, "files": listing}))
+    return folder / "snapshots" / commit / LAID_OUT[name][0], lay_out(folder / "snapshots" / commit, name)
 
 
-@pytest.mark.parametrize("name", ["gsm8k", "slimorca", "lila", "math_dataset", "doctor_patient", "redpajama"])
+@pytest.mark.parametrize("name", [n for n in sources.SOURCES if n != "flan_cot"])
 def test_a_source_in_the_hub_s_own_cache_needs_no_network(name, caches, tmp_path):
-    expected = cached(caches, name)
+    file, expected = cached(caches, name)
     assert rows(name) == expected
     lay_out(tmp_path / name, name)
     assert sources.origin(name) == sources.origin(name, str(tmp_path))  # the hub and a folder that holds the same are the same
-
-
-def test_a_revision_that_is_a_commit(caches):
-    assert cached(caches, "orca_chat", sources.SOURCES["orca_chat"].revision) == rows("orca_chat")
+    assert sources.origin(name, fetch=False) == [[name, sources.SOURCES[name].hub, sources.SOURCES[name].revision]]
+    file.unlink()
+    with pytest.raises(ValueError, match=rf"^{name!r} could not be had from the hub (?!.* holds no )"):
+        rows(name)
 
 
 def test_a_data_set_of_the_hub_with_columns_of_ours(caches):
@@ -218,7 +220,7 @@ def test_streams_from_the_hub_are_read_as_they_come(name, caches, tmp_path, monk
 
 def test_a_stream_of_files_that_cannot_be_streamed_fetches_them(caches, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "HUB", f"file://{tmp_path}")
-    assert cached(caches, "doctor_patient") == list(sources.stream("doctor_patient"))
+    assert cached(caches, "doctor_patient")[1] == list(sources.stream("doctor_patient"))
 
 
 @pytest.mark.parametrize("read", [rows, lambda spec: list(sources.stream(spec)), sources.origin])
