@@ -216,7 +216,7 @@ def _hub(source, name):
     try:
         yield
     except Exception as e:  # no network, no such data set, not allowed to see it: of many types
-        raise ValueError(f"{name!r} could not be had from the hub ({source.hub}): {str(e).split('. ')[0][:200]}. To go on without the hub, put its files "
+        raise ValueError(f"{name!r} could not be had from the hub ({source.hub}): {str(e).split('. ')[0][:400]}. To go on without the hub, put its files "
                          f"into a folder, laid out as there, and write {name + ':' if name in SOURCES else ''}FOLDER") from e
 
 

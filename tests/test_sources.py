@@ -102,7 +102,7 @@ LAID_OUT = {  # name: (file as on the hub, its items, the rows)
                       row("What is b's?", "3", id="math_dataset-2", source="math_dataset", task="math_dataset", answer="3", strategy="direct-answer", teacher="program")]),
     "numglue": ("data/train-00000-of-00001.parquet", [{"question": "How many?", "answer": "3.5", "type": "Type_1"}],
                 [row("How many?", "3.5", id="numglue-1", source="numglue", task="numglue", answer="3.5", **BARE)]),
-    "lila": ("iid/train/0000.parquet", [{"input": "2+2?", "output_program": "print(2+2)", "output_answer": "4", "split": "train", "dataset": "addsub.json"}],
+    "lila": ("iid/lila-train.parquet", [{"input": "2+2?", "output_program": "print(2+2)", "output_answer": "4", "split": "train", "dataset": "addsub.json"}],
              [row("2+2?", "4", id="lila-1", source="lila", task="lila_addsub", answer="4", **BARE)]),
     "doctor_patient": ("MTS-Dialog-TrainingSet (SDHP).csv", [{"ID": "0", "section_text": 'Symptoms: "acne", N/A', "dialogue": "Doctor: How?\nPatient: Fine."},
                                                              {"ID": "1", "section_text": "None", "dialogue": "Doctor: Any?"}],
@@ -118,7 +118,7 @@ BESIDE = {"flan2021": ["data/test-00000.parquet"], "flan_cot": ["flan/v2/cot_dat
           "dolphin": ["flan5m-alpaca-uncensored.jsonl", "flan1m-alpaca-uncensored-deduped.jsonl"], "orca_chat": ["orca-chat-gpt4-8k.json"],
           "gsm8k": ["main/test-00000.parquet", "socratic/train-00000.parquet", "dataset_infos.json"], "aqua": ["raw/validation-00000.parquet", "raw/test-00000.parquet", "tokenized/train-00000.parquet"],
           "math": ["algebra/test-00000.parquet"], "math_dataset": ["arithmetic__mixed/test-00000.parquet", "algebra__linear_1d/train-00000.parquet"],
-          "numglue": ["data/test-00000.parquet", "NumGLUE_dev.json"], "lila": ["iid/test/0000.parquet", "iid/validation/0000.parquet", "ood/train/0000.parquet"],
+          "numglue": ["data/TEST-00000.parquet", "NumGLUE_dev.json", "dataset_infos.json"], "lila": ["iid/lila-test.parquet", "iid/validation/0000.parquet", "ood/train/0000.parquet"],
           "doctor_patient": ["MTS-Dialog-Validation Set (SDHP).csv"]}
 
 
@@ -153,6 +153,11 @@ def test_all_seven_folders_of_math_are_read(tmp_path):
     for kind in ("algebra", "precalculus"):
         write(tmp_path / kind / "train-00000-of-00001.parquet", [{"problem": "x?", "level": "1", "type": kind, "solution": r"\boxed{3}"}])
     assert [r.task for r in rows(f"math:{tmp_path}")] == ["math_algebra", "math_precalculus"]
+
+
+def test_lila_as_the_hub_converts_it(tmp_path):
+    write(tmp_path / "iid" / "train" / "0000.parquet", LAID_OUT["lila"][1])
+    assert rows(f"lila:{tmp_path}") == LAID_OUT["lila"][2]
 
 
 def test_a_single_file_of_a_source(tmp_path):
@@ -197,6 +202,14 @@ def test_a_source_in_the_hub_s_own_cache_needs_no_network(name, caches, tmp_path
         rows(name)
 
 
+def test_a_data_set_of_the_hub_that_has_no_such_file(caches):
+    file, _ = cached(caches, "dolphin")
+    (caches / "hub" / "datasets--cognitivecomputations--dolphin" / "trees" / f"{'a' * 40}.json").unlink()
+    file.rename(file.with_name("flan1m.jsonl"))
+    with pytest.raises(ValueError, match=r"^'dolphin' could not be had from the hub \(cognitivecomputations/dolphin\): .* holds no .* named \*\*/flan1m-alpaca-uncensored.jsonl"):
+        rows("dolphin")
+
+
 def test_a_data_set_of_the_hub_with_columns_of_ours(caches):
     folder = caches / "hub" / "datasets--some--talks"
     write(folder / "refs" / "main", []).write_text("b" * 40)
@@ -211,6 +224,8 @@ def test_streams_from_the_hub_are_read_as_they_come(name, caches, tmp_path, monk
     source = sources.SOURCES[name]
     monkeypatch.setattr(sources, "HUB", f"file://{tmp_path}")
     expected = lay_out(tmp_path / f"{source.hub}@{source.revision}", name)
+    if (file := tmp_path / f"{source.hub}@{source.revision}" / LAID_OUT[name][0]).suffix == ".jsonl":
+        file.write_text(file.read_text() + "\n\n")  # is no row
     assert list(sources.stream(name)) == expected
     assert not list(caches.iterdir())  # nothing is kept
     first = next(stream := sources.stream(name))
@@ -420,6 +435,13 @@ def test_parquet_files_of_two_schemas(tmp_path):
     write(tmp_path / "b.parquet", [{"question": "x", "response": "y", "task": "z"}])
     with pytest.raises(RowError, match="b.parquet: its schema is not that of a.parquet: 'task' is string here and missing there; give files of one schema, or name the others apart"):
         rows(tmp_path)
+    write(tmp_path / "b.parquet", [{"response": "y"}, {"text": "z"}])
+    with pytest.raises(RowError, match=r"b.parquet: missing \['question'\]"):
+        rows(tmp_path)
+    write(tmp_path / "0.parquet", [{"question": "x", "response": "y", "id": "z"}])
+    with pytest.raises(RowError, match="a.parquet: its schema is not that of 0.parquet: 'id' is missing here and string there"):
+        rows(tmp_path)
+    (tmp_path / "0.parquet").unlink()
     write(tmp_path / "b.parquet", [{"question": "x", "response": 4}])
     with pytest.raises(RowError, match="b.parquet: its schema is not that of a.parquet: 'response' is int64 here and string there"):
         rows(tmp_path)
