@@ -69,11 +69,13 @@ def summary(made, steps):
     """Return a few lines on what is in a prepared folder, and what was left out, for a terminal."""
     r, cfg = made["report"], made["config"]
     out = [f"{cfg['name']}: {r['rows']} rows proved, {r['tokens']} tokens, {r['targets']} targets; {steps} steps, {made['packs']} packs, {made['fill']:.1%} full, "
-           f"{made['epochs']:.1f} passes over the rows; {r['too_long']} rows dropped and {r['cut']} cut for length ({r['tokens_lost']} tokens lost)"]
+           f"{made['epochs']:.2f} passes over the rows; {r['too_long']} rows dropped and {r['cut']} cut for length ({r['tokens_lost']} tokens lost)"]
+    if made["planned"] < r["rows"] or r.get("unread"):
+        out.append(f"  the steps take {made['planned']} of the {r['rows'] + r.get('unread', 0)} rows; with `--steps 0 --epochs 1` they are as many as all rows take")
     for part, c in made["chosen"].items():
         left_out = ", ".join(f"{n} {k}" for k, n in c.items() if n and k not in ("rows", "available", "asked", "taken", "aside"))
         out.append(f"  {part}: {c['taken']} of {c['rows']} rows{f' ({left_out})' if left_out else ''}" + (f", {c['aside']} set aside" if c["aside"] else ""))
-    out += [f"  {r[k]} {TEXT[k]}" for k in ("leaks", "unsayable", "overlap", "empty", "unread") if r.get(k)]
+    out += [f"  {r[k]} {TEXT[k]}" for k in ("leaks", "unsayable", "overlap", "empty") if r.get(k)]
     found = made["contamination"].items()
     out += [f"  overlap with {name}: {c['overlap']} of {c['questions']} questions" for name, c in found if c["overlap"]]
     if found:
@@ -92,7 +94,7 @@ def write(folder, made):
     Path(folder, "lengths.svg").write_text(histogram("How long the examples are", long["edges"], long["counts"], f"examples by length; a pack has {cfg['seq_len']:,} tokens"), encoding="utf-8", newline="\n")
     parts = [f"# Prepared rows of `{cfg['name']}`\n\nMade by orcalab from `{cfg['rows']}`, answers {cfg['answers']}, system message {cfg['system']}, template {cfg['template']}, seed {cfg['seed']}. "
              f"`data-*.arrow` hold rows, ids and masks (`datasets.load_dataset(\"arrow\", data_files=...)` opens them), `plan.npy` and `packs.npy` which example goes in which pack.\n\n"
-             f"{made['packs']:,} packs of {cfg['seq_len']:,} tokens, {made['fill']:.2%} full ({cfg['packing']}); {made['epochs']:.2f} passes over the rows.\n\n"
+             f"{made['packs']:,} packs of {cfg['seq_len']:,} tokens, {made['fill']:.2%} full ({cfg['packing']}); {made['epochs']:.2f} passes over the rows, {made['planned']:,} of which are in the plan.\n\n"
              f"![rows](mixture.svg)\n\n![lengths](lengths.svg)\n\n## Counts\n\n" + table(["what", "how many"], [[TEXT[k], int(report[k])] for k in TEXT if report.get(k)]),
              "## Lengths in tokens\n\n" + table(list(k for k in long if k not in ("edges", "counts")), [[v for k, v in long.items() if k not in ("edges", "counts")]])]
     if made["chosen"]:

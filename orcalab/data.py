@@ -209,11 +209,11 @@ def prepare(rows, cfg, tokenizer, folder, origin, against=""):
     if target.exists():
         return open_prepared(target)
     side, chosen = target.with_name(target.name + ".part"), {}
-    side.mkdir(parents=True, exist_ok=True)
     for old in side.glob("data-*") if not (side / "chosen.pickle").exists() else ():  # of a stream, or of a choice that was never made
         old.unlink()
     if isinstance(rows, OnDisk):
         rows, chosen = _choose(rows if isinstance(rows, Mixture) else Mixture.of(rows, cfg), side)
+    side.mkdir(parents=True, exist_ok=True)
     report, hits, tags, lengths, tag, item = Counter(dict.fromkeys(COUNTS, 0)), Counter(), {}, [], [], []
     table, read_rows = None, 0
     encoder, overlap = chatml.encoder(tokenizer, cfg.template), hygiene.Overlap(sets) if sets else None
@@ -248,7 +248,7 @@ def prepare(rows, cfg, tokenizer, folder, origin, against=""):
             f.writelines(json.dumps({k: v for k, v in vars(r).items() if v and k != "where"}, ensure_ascii=False) + "\n" for r in rows.set_aside())
     (side / "chosen.pickle").unlink(missing_ok=True)
     made = {"config": cfg.settings, "made_of": made_of, "pad_id": tokenizer.pad_token_id, "report": dict(report), "packs": len(plan),
-            "fill": int(lengths[plan.members].sum(dtype=np.int64)) / (len(plan) * cfg.seq_len), "epochs": len(plan.members) / len(lengths),
+            "fill": int(lengths[plan.members].sum(dtype=np.int64)) / (len(plan) * cfg.seq_len), "epochs": len(plan.members) / len(lengths), "planned": len(np.unique(plan.members)),
             "by": card.counted(list(tags), np.bincount(tag[plan.members], minlength=len(tags))), "rows_by": card.counted(list(tags), np.bincount(tag, minlength=len(tags))),
             "lengths": card.spread(lengths), "chosen": chosen, "contamination": hygiene.report(hits, {n: len(q) for n, q in sets.items()}) if sets else {}}
     card.write(side, made)
@@ -265,6 +265,7 @@ def _choose(rows, side):
         if all(p.exists() for p in before.paths()):
             return before, said
     said = rows.choose()
+    side.mkdir(parents=True, exist_ok=True)
     part = kept.with_suffix(".part")
     part.write_bytes(pickle.dumps((rows, said)))
     part.replace(kept)

@@ -119,7 +119,7 @@ def _fit(columns, name, where):
     """Raise a RowError if an item, or a table, with these columns is not what its reader needs."""
     if name in SOURCES:
         if missing := [c for c in SOURCES[name].columns if c not in columns]:
-            raise RowError(f"{where}: no column {missing[0]!r}, which the source {name!r} has{nearest(missing[0], columns)}")
+            raise RowError(f"{where}: no column {', '.join(map(repr, missing))}, which the source {name!r} has{nearest(missing[0], columns).replace('known', 'its columns are')}")
     elif not any(shape <= columns.keys() for shape in SHAPES):
         if like := [n for n, s in SOURCES.items() if s.columns and set(s.columns) <= columns.keys()]:
             raise RowError(f"{where}: needs 'messages', or 'question' and 'response', or 'text'; "
