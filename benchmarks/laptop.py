@@ -91,12 +91,12 @@ def block(runs):
     s = {x["student"]: x for x in first["scores"]}
     both = [next(x for x in first["stages"] if x["name"] == n) for n in (EXPLAINED, ANSWERS)]
     lost = [t for t, d in first["difference"]["by_task"].items() if d < 0]
-    slow = [str(r["seed"]) for r in runs if r["minutes"] > 25]
-    beside = f" Seed {', '.join(slow)} was recorded while other work used the same cores." if slow else ""
+    busy = [str(r["seed"]) for r in runs if r.get("beside_other_work")]
+    beside = f"While seed {' and '.join(busy)} was recorded, other work used the same cores; alone, the same steps took 20 to 22 minutes (LOG.md)." if busy else ""
     text += ["", f"Macro accuracy over {len(s['base']['by_task'])} tasks, {s['base']['questions']} held-out questions a student; in brackets the 95 % interval of a "
              f"paired bootstrap. Both students start from stage 2 and are trained for as many tokens ({both[0]['tokens']:,} and "
              f"{both[1]['tokens']:,}; of these {both[0]['targets']:,} and {both[1]['targets']:,} are learned, since a bare answer is short). "
-             + (f"The explained one scores lower on {', '.join(lost)} (seed {first['seed']}). " if lost else "The explained one scores lower on no task. ") + beside.strip(),
+             + (f"The explained one scores lower on {', '.join(lost)} (seed {first['seed']}). " if lost else "The explained one scores lower on no task. ") + beside,
              "", f"**What that difference is made of** (seed {first['seed']}). Stage 2 explains already, and gets {s['stage2_chatgpt']['macro']:.1%}. Stage 3 changes that by "
              f"{points(first['over_stage2'][EXPLAINED])}; training on bare answers instead changes it by {points(first['over_stage2'][ANSWERS])}. So most of the difference is a skill that "
              f"bare answers undo, and stage 1, which never saw an explanation, stands at {s['stage1_flan']['macro']:.1%}. The base model's {s['base']['macro']:.1%} is a matter of form as "

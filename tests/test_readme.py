@@ -31,7 +31,7 @@ def test_the_recorded_run_is_told_as_it_was(laptop):
 def test_the_recorded_run_is_of_this_recipe_and_holds_what_is_claimed(laptop):
     recipe, runs = recipes.laptop(), config.read_json(laptop.RECORD)
     assert len(runs) >= 2 and len({r["seed"] for r in runs}) == len(runs)
-    assert runs[0]["minutes"] <= 25  # the others were recorded beside other work, and say so
+    assert all(r["minutes"] <= 25 or r["beside_other_work"] for r in runs)
     for r in runs:
         assert [(s["name"], s["steps"]) for s in r["stages"]] == [(s.name, s.steps) for s in recipe.stages]
         assert set(r["difference"]["by_task"]) == {t.name for t in recipe.tasks} and r["scores"][0]["questions"] == 50 * len(recipe.tasks)
