@@ -269,7 +269,8 @@ def pools(sources, data=""):
         for suffix, reader in ((".jsonl", partial(_line, name)), (".tsv", tsv)):
             if lines := [p for p in paths if p.suffix == suffix]:
                 out.append(Lines(lines, reader))
-        out += _tables([p for p in paths if p.suffix in TABLES], name)
+        if tables := [p for p in paths if p.suffix in TABLES]:  # the datasets library takes seconds to load
+            out += _tables(tables, name)
     return out
 
 
