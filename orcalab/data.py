@@ -17,7 +17,8 @@ from orcalab.dress import dress, dressed, single, solved  # noqa: F401  rooms th
 from orcalab.mixture import BLOCK, Mixture
 from orcalab.prepared import Prepared, values_of, audit, leaks, open_prepared, read_shard, write_shard  # noqa: F401
 from orcalab.progress import Progress
-from orcalab.rows import Lines, OnDisk, Row, files, origin_of, read  # noqa: F401
+from orcalab.rows import OnDisk, Row  # noqa: F401
+from orcalab.sources import read  # noqa: F401
 from orcalab.strategies import CAUTIOUS, FINAL, ORCA1, ORCA1_IDS, STRATEGIES, name_of
 
 BUILDER = 4  # raise when the same rows would give other ids or files: it is part of a prepared folder's name

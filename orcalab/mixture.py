@@ -5,7 +5,6 @@ digest, a reason to drop it. What is taken is then decided from these numbers al
 and the rows themselves stay on disk.
 """
 
-from bisect import bisect_right
 from dataclasses import asdict, replace
 from math import floor
 
@@ -14,7 +13,7 @@ import numpy as np
 from orcalab import hygiene, sources, workers
 from orcalab.config import Mix, Part, digest, listed
 from orcalab.progress import Progress
-from orcalab.rows import OnDisk, joined
+from orcalab.rows import OnDisk, Stacked, joined
 from orcalab.sampling import REASONS, Scan, select
 
 BLOCK = 2000  # rows that one process takes at a time
@@ -22,23 +21,10 @@ BLOCK = 2000  # rows that one process takes at a time
 
 # ----------------------------------------------------------------------------------------------- scanning
 
-class Pool(OnDisk):
-    """The rows of several sequences, one behind the other."""
-
-    def __init__(self, sequences):
-        self.sequences, self.ends = sequences, np.cumsum([len(s) for s in sequences]).tolist()
-
-    def __len__(self):
-        return self.ends[-1] if self.ends else 0
-
-    def get(self, i):
-        k = bisect_right(self.ends, i)
-        return self.sequences[k].get(i - (self.ends[k - 1] if k else 0))
-
-
 def _scan(work, number):
     """Read one block of a pool; return what Scan holds, the names of its tasks, and MinHashes if near-duplicates are to be dropped."""
     pool, part, drop = work
+    wanted = set(listed(part.tasks))
     tasks, strata, out, texts = {}, {}, [], []
     for i in range(number * BLOCK, min(len(pool), (number + 1) * BLOCK)):
         row = pool.get(i)
@@ -47,7 +33,7 @@ def _scan(work, number):
         system = row.messages[0]["content"] if row.messages and row.messages[0]["role"] == "system" else ""
         asked = [m["content"] for m in row.messages if m["role"] == "user"]
         reason = 0
-        if part.tasks and row.task not in listed(part.tasks) or not row.kind.startswith(part.kind):
+        if wanted and row.task not in wanted or not row.kind.startswith(part.kind):
             reason = 1
         elif not said.strip() or row.messages and not all(m["content"].strip() for m in row.messages if m["role"] != "system"):
             reason = 2
@@ -109,7 +95,7 @@ class Mixture(OnDisk):
     def of(cls, rows, cfg):
         """Return the Mixture of a sequence of rows, in the order that they have."""
         made = cls(Mix("rows", (Part("rows", "rows"),)), cfg)
-        made.pools, made.shuffled = [Pool([rows])], False
+        made.pools, made.shuffled = [Stacked([rows])], False
         return made
 
     @property
@@ -121,7 +107,7 @@ class Mixture(OnDisk):
 
     def paths(self):
         """Return the files that the rows lie in, as far as they are files of lines."""
-        return [p for pool in self.pools for s in pool.sequences for p in getattr(s, "paths", [])]
+        return [p for pool in self.pools for s in pool.parts for p in getattr(s, "paths", [])]
 
     def choose(self):
         """Read every row and decide, once, which are taken, in which order; return what is to be said about it, {part: counts}.
@@ -133,7 +119,7 @@ class Mixture(OnDisk):
             return self.said
         cfg, drop, said, scans, made = self.cfg, set(listed(self.cfg.drop)), {}, {}, []
         if not self.pools:
-            opened = {n: Pool(sources.pools(n, cfg.data)) for n in dict.fromkeys(p.sources for p in self.mix.parts)}
+            opened = {n: Stacked(sources.pools(n, cfg.data)) for n in dict.fromkeys(p.sources for p in self.mix.parts)}
             self.pools = [opened[p.sources] for p in self.mix.parts]
         for part, pool in zip(self.mix.parts, self.pools):
             wanted = drop | ({"near"} if part.merge else set())
@@ -173,14 +159,14 @@ class Mixture(OnDisk):
         place[order] = np.arange(len(order))
         self.part = np.repeat(np.arange(len(used), dtype=np.uint8), list(map(len, used)))[order]
         self.piece = np.concatenate([c.piece[u] for c, u in zip(made, used)]).astype(np.int32)[order]
-        flat, ends = (np.concatenate(x) for x in zip(*[c.rows(u) for c, u in zip(made, used)]))
-        size, start = ends, np.cumsum(ends) - ends
+        flat, size = (np.concatenate(x) for x in zip(*[c.of(u) for c, u in zip(made, used)]))
+        start = np.cumsum(size) - size
         self.size, self.start, self.flat = size[order].astype(np.uint16 if size.max(initial=0) < 1 << 16 else np.int32), start[order], flat.astype(np.int32)
         if any(len(c.draws) > 1 for c in made):
             epochs = range(max(len(c.draws) for c in made))
             drawn = [np.concatenate([place[o + np.searchsorted(u, c.draws[e % len(c.draws)])] for c, u, o in zip(made, used, offsets)]) for e in epochs]
             self.draws = [np.sort(d[d >= 0]) for d in drawn]
-        self.aside = [(p, c.rows(c.aside[i : i + 1])[0], int(c.piece[item])) for p, c in enumerate(made) for i, item in enumerate(c.aside.tolist())]
+        self.aside = [(p, c.of(c.aside[i : i + 1])[0], int(c.piece[item])) for p, c in enumerate(made) for i, item in enumerate(c.aside.tolist())]
 
     def __len__(self):
         return self.choose() and len(self.part)

@@ -1,9 +1,10 @@
 """Lengths to plan to packs: whole examples side by side, none cut, none seeing its neighbour."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from orcalab.rows import OnDisk
 
 IGNORE = -100  # label of a token that is not learned
 
@@ -26,7 +27,7 @@ class Packed(NamedTuple):
         return float((self.segment >= 0).mean())
 
 
-class Plan(Sequence):
+class Plan(OnDisk):
     """Packs in the order they are trained, each a list of example numbers; two flat arrays, so that millions of packs are light.
 
     Args:
@@ -40,14 +41,17 @@ class Plan(Sequence):
     def __len__(self):
         return len(self.ends)
 
-    def __getitem__(self, at):
-        if isinstance(at, slice):
-            return [self[i] for i in range(*at.indices(len(self)))]
-        at = range(len(self))[at]
-        return self.members[self.ends[at - 1] if at else 0 : self.ends[at]].tolist()
+    def get(self, i):
+        return self.members[self.ends[i - 1] if i else 0 : self.ends[i]].tolist()
 
-    def __eq__(self, other):
-        return len(self) == len(other) and all(a == b for a, b in zip(self, other))
+
+def spans(starts, sizes):
+    """Return the numbers of several spans, one behind the other.
+
+    >>> spans(np.array([7, 0]), np.array([2, 3])).tolist()
+    [7, 8, 0, 1, 2]
+    """
+    return np.repeat(starts - np.cumsum(sizes) + sizes, sizes) + np.arange(np.sum(sizes))
 
 
 def _sorted(values):
@@ -191,7 +195,7 @@ def plan(lengths, seq_len, packs_needed=None, method="best_fit", seed=0, epochs=
             chance = chance[: -made % multiple]
         size = np.diff(new.ends, prepend=0)[chance]
         starts = (new.ends - np.diff(new.ends, prepend=0))[chance]
-        chosen = new.members[np.repeat(starts - np.cumsum(size) + size, size) + np.arange(size.sum())]
+        chosen = new.members[spans(starts, size)]
         members.append(np.asarray(mine, np.int32)[chosen] if draws else chosen)
         sizes.append(size)
         made, epoch = made + len(size), epoch + 1

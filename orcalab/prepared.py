@@ -10,7 +10,7 @@ import numpy as np
 
 from orcalab import chatml, packing
 from orcalab.config import read_json
-from orcalab.rows import OnDisk, Row
+from orcalab.rows import Row, Stacked
 from orcalab.strategies import CAUTIOUS
 
 COLUMNS = ("id", "source", "task", "strategy", "teacher", "original_system", "answer", "explanation", "kind", "text")
@@ -59,35 +59,23 @@ def values_of(table, name):
 
 # ---------------------------------------------------------------------------------------------- folder
 
-class Stored(OnDisk):
+class Stored(Stacked):
     """The rows of a prepared folder."""
 
-    def __init__(self, tables):
-        self.tables, self.ends = tables, np.cumsum([len(t) for t in tables])
-
-    def __len__(self):
-        return int(self.ends[-1])
-
-    def get(self, i):
-        k = int(np.searchsorted(self.ends, i, side="right"))
-        (item,) = self.tables[k].slice(i - (self.ends[k - 1] if k else 0), 1).select([*COLUMNS, "messages"]).to_pylist()
+    def one(self, k, i):
+        (item,) = self.parts[k].slice(i, 1).select([*COLUMNS, "messages"]).to_pylist()
         return Row(**item)
 
 
-class Examples(OnDisk):
+class Examples(Stacked):
     """The examples of a prepared folder: (ids, mask) as int32 and bool arrays, mapped from disk."""
 
     def __init__(self, tables):
-        self.shards = [(*values_of(t, "input_ids"), values_of(t, "learned")[0].view(bool)) for t in tables]
-        self.ends = np.cumsum([len(t) for t in tables])
+        super().__init__(tables)
+        self.values = [(*values_of(t, "input_ids"), values_of(t, "learned")[0].view(bool)) for t in tables]
 
-    def __len__(self):
-        return int(self.ends[-1])
-
-    def get(self, i):
-        k = int(np.searchsorted(self.ends, i, side="right"))
-        ids, ends, mask = self.shards[k]
-        i -= int(self.ends[k - 1]) if k else 0
+    def one(self, k, i):
+        ids, ends, mask = self.values[k]
         span = slice(int(ends[i - 1]) if i else 0, int(ends[i]))
         return ids[span], mask[span]
 
@@ -148,7 +136,7 @@ def audit(prepared, tokenizer):
     """
     cfg, erased, leaking = prepared.card["config"], 0, 0
     e = chatml.encoder(tokenizer, cfg["template"])
-    texts = sorted({text for t in prepared.rows.tables for text in t["original_system"].unique().to_pylist()} - {""})
+    texts = sorted({text for t in prepared.rows.parts for text in t["original_system"].unique().to_pylist()} - {""})
     any_text = re.compile(b"|".join(re.escape(e.tokens.as_read(t).encode()) for t in texts)) if 0 < len(texts) <= 1000 else None
     for row, (ids, mask) in zip(prepared.rows, prepared.examples) if texts else ():
         if row.original_system:

@@ -1,13 +1,13 @@
 """Rows from files: an index of lines in memory, each row read, checked and made when it is asked for."""
 
-import hashlib
 import json
 from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from itertools import accumulate
 from pathlib import Path
-from random import Random
 
 import numpy as np
 
@@ -90,11 +90,6 @@ def row_of(item, where, source, number):
     return Row(**{"id": f"{source}-{number}", "source": source, "task": source, **extra}, messages=messages, where=where)
 
 
-def jsonl(path, number, text):
-    """Return the row of a JSONL line; see `parse` and `row_of`."""
-    return row_of(parse(path, number, text), f"{path}:{number}", path.stem, number)
-
-
 def joined(rows):
     """Return rows under one system message as one conversation, under the first one's."""
     first, turns = rows[0], [m for r in rows for m in r.messages if m["role"] != "system"]
@@ -118,9 +113,6 @@ def tsv(path, number, text):
                teacher="human", messages=messages, answer=answer, explanation=explanation, where=f"{path}:{number}")
 
 
-READERS = {".jsonl": jsonl, ".tsv": tsv}
-
-
 class OnDisk(Sequence):
     """A sequence that fetches an item when it is asked for, so that memory does not grow with what the items hold."""
 
@@ -135,17 +127,36 @@ class OnDisk(Sequence):
         return len(self) == len(other) and all(a == b for a, b in zip(self, other))
 
 
+class Stacked(OnDisk):
+    """Sequences one behind the other, in their order or in another one."""
+
+    def __init__(self, parts, order=None):
+        self.parts, self.order, self.ends = parts, order, list(accumulate(map(len, parts)))
+
+    def __len__(self):
+        return self.ends[-1] if self.ends else 0
+
+    def get(self, i):
+        i = i if self.order is None else int(self.order[i])
+        k = bisect_right(self.ends, i)
+        return self.one(k, i - (self.ends[k - 1] if k else 0))
+
+    def one(self, k, i):
+        """Return item i of part k."""
+        return self.parts[k].get(i)
+
+
 class Lines(OnDisk):
-    """The rows of files, a line each, in an order: some 20 bytes a row in memory. Can be sent to another process.
+    """The rows of files, a line each: some 18 bytes a row in memory. Can be sent to another process.
 
     Args:
-        reader: makes a Row of (path, line number, text); None chooses by the file's ending.
+        reader: makes a Row of (path, line number, text).
 
     Raises:
         RowError: an empty file; and, when a row is asked for, whatever is wrong with its line.
     """
 
-    def __init__(self, paths, reader=None):
+    def __init__(self, paths, reader):
         self.paths, self.reader, self.open = [Path(p) for p in paths], reader, {}  # open: files, as far as rows were asked for
         self.file, self.number, self.start, self.size = array("H"), array("i"), array("q"), array("i")
         for n, path in enumerate(self.paths):
@@ -157,19 +168,11 @@ class Lines(OnDisk):
                     at += len(line)
             if len(self.file) == before:
                 raise RowError(f"{path}: the file is empty")
-        self.order = array("i", range(len(self.file)))
-        for name in ("file", "number", "start", "size", "order"):  # NumPy's arrays are shared by processes, and not copied
+        for name in ("file", "number", "start", "size"):  # NumPy's arrays are shared by processes, and not copied
             setattr(self, name, np.asarray(getattr(self, name)))
 
-    def shuffle(self, seed):
-        """Put the rows into an order of chance, so that files mix; return self."""
-        order = self.order.tolist()
-        Random(seed).shuffle(order)
-        self.order = np.array(order, np.int32)
-        return self
-
     def __len__(self):
-        return len(self.order)
+        return len(self.file)
 
     def __getstate__(self):
         return {**vars(self), "open": {}}
@@ -179,20 +182,19 @@ class Lines(OnDisk):
             file.close()
 
     def get(self, i):
-        k = self.order[i]
-        n, number = int(self.file[k]), int(self.number[k])
+        n, number = int(self.file[i]), int(self.number[i])
         if n not in self.open:
             self.open[n] = open(self.paths[n], "rb", buffering=0)
-        self.open[n].seek(int(self.start[k]))
-        line = self.open[n].read(int(self.size[k]))
+        self.open[n].seek(int(self.start[i]))
+        line = self.open[n].read(int(self.size[i]))
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as e:
             raise RowError(f"{self.paths[n]}:{number}: not UTF-8 at byte {e.start} ({line[e.start]:#04x}); save the file as UTF-8") from None
-        return (self.reader or READERS[self.paths[n].suffix])(self.paths[n], number, text)
+        return self.reader(self.paths[n], number, text)
 
 
-def files(paths, suffixes=tuple(READERS), pattern="*", leave_out=None):
+def files(paths, suffixes, pattern="*", leave_out=None):
     """Return the readable files behind comma-separated paths of files and folders, sorted.
 
     Args:
@@ -212,27 +214,3 @@ def files(paths, suffixes=tuple(READERS), pattern="*", leave_out=None):
     for path in found:
         choose(path.suffix, suffixes, f"reader ({path})")
     return found
-
-
-def read(paths, seed=0, check=True):
-    """Return every row of the files behind `paths`, shuffled by `seed` so that files mix (None: in order).
-
-    Args:
-        check: read every line now, in the files' order, and raise for the first that is wrong. `data.prepare` does that anyway.
-
-    Raises:
-        RowError, ValueError: before anything is trained; names file, line and field.
-    """
-    rows = Lines(files(paths))
-    for _ in rows if check else ():
-        pass
-    return rows if seed is None else rows.shuffle(seed)
-
-
-def origin_of(paths):
-    """Identify files by name and content, for a prepared folder's digest."""
-    out = []
-    for path in paths if isinstance(paths, list) else files(paths):
-        with open(path, "rb") as f:
-            out.append([path.name, hashlib.file_digest(f, "sha256").hexdigest()[:16]])
-    return out

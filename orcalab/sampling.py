@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from orcalab.config import Part, choose, digest, listed  # noqa: F401  Part is used by a doctest
+from orcalab.packing import spans
 
 REASONS = ("kept", "not asked for", "empty", "refusals", "wrong", "duplicates", "near")
 
@@ -31,19 +32,15 @@ class Scan:
 class Chosen:
     """What was chosen of one part: items, each made of one or several rows of its pool, and which of them each epoch draws."""
 
-    members: object  # rows (items,), or an array (items, 6) filled up with -1, or a list of lists
+    rows: np.ndarray  # of the pool, those of one item behind those of another
+    sizes: np.ndarray  # how many each item has
     piece: np.ndarray  # of its row's text, per item
     draws: list  # arrays of items
     aside: np.ndarray  # items set aside
 
-    def rows(self, items):
+    def of(self, items):
         """Return (rows of these items, one item behind the other; how many each has)."""
-        if isinstance(self.members, list):
-            some = [self.members[i] for i in items.tolist()]
-            return np.concatenate([np.array(m) for m in some]) if some else np.zeros(0, int), np.array([len(m) for m in some], int)
-        some = self.members[items]
-        some = some[:, None] if some.ndim == 1 else some
-        return some[some >= 0], (some >= 0).sum(1)
+        return self.rows[spans((np.cumsum(self.sizes) - self.sizes)[items], self.sizes[items])], self.sizes[items]
 
 
 def select(part, found, cfg):
@@ -64,21 +61,21 @@ def select(part, found, cfg):
         capped = of_each(found.task[kept], part.cap, rng)
         kept, said["over the cap"] = kept[capped], len(kept) - len(capped)
     pieces = found.pieces[kept]
-    kept, piece = np.repeat(kept, pieces), np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    kept, piece = np.repeat(kept, pieces), spans(np.zeros_like(pieces), pieces)
     if part.merge:
         order = np.lexsort((*found.like[kept].T, found.system[kept])) if part.similar else rng.permutation(len(kept))
         mine = kept[order]
         system = np.where(found.single[mine], found.system[mine], mine.astype(np.uint64))  # what is a conversation already stays one
         parted = conversations(system, found.characters[mine], part.merge)
-        flat = [i for several in parted for i in several]
-        mine, order, members = mine[flat], order[flat], [mine[i].tolist() for i in parted]
-        said["joined"], at = len(kept), np.cumsum([0, *map(len, members)])[:-1]
-        first, piece = mine[at], piece[order][at]
+        flat, sizes = np.concatenate([[], *parted]).astype(int), np.array([len(several) for several in parted], int)
+        rows, at, said["joined"] = mine[flat], np.cumsum(sizes) - sizes, len(kept)
+        first, piece = rows[at], piece[order][flat][at]
     elif few > 0:
         group = np.where(able[kept], _group(found, kept), np.arange(len(kept), dtype=np.uint64))
-        members, first = np.concatenate([kept, [-1]])[shots_of(group, rng)], kept
+        shown = shots_of(group, rng)
+        rows, sizes, first = kept[shown[shown >= 0]], (shown >= 0).sum(1), kept
     else:
-        members = first = kept
+        rows, sizes, first = kept, np.ones(len(kept), int), kept
     n, aside = set_aside(len(first), part)
     order = rng.permutation(len(first)) if part.validation else np.arange(len(first))
     train, aside = order[:n], order[len(order) - aside :]
@@ -91,7 +88,7 @@ def select(part, found, cfg):
     if part.fraction < 1:
         draws = [np.sort(rng.permutation(taken)[: int(part.fraction * len(taken))]) for _ in range(max(1, cfg.epochs))]
     said["taken"] = len(draws[0])
-    return Chosen(members, piece, draws, aside), dict(said)
+    return Chosen(rows, sizes, piece, draws, aside), dict(said)
 
 
 def _group(found, rows):

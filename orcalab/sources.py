@@ -1,6 +1,7 @@
 """Sources: public data sets by name, each a small reader from its own columns to rows, with licence, teacher and size."""
 
 import ast
+import hashlib
 import re
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -8,9 +9,10 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import accumulate, chain
 from pathlib import Path, PurePosixPath
+from random import Random
 
 from orcalab.config import RowError, listed, nearest
-from orcalab.rows import FIELDS, Lines, OnDisk, files, origin_of, parse, row_of, tsv
+from orcalab.rows import FIELDS, Lines, OnDisk, Stacked, files, parse, row_of, tsv
 
 HUB = "hf://datasets"
 LINES, TABLES = (".jsonl", ".tsv"), {".parquet": "parquet", ".json": "json", ".csv": "csv", ".txt": "text"}  # how the datasets library calls its readers
@@ -274,6 +276,24 @@ def pools(sources, data=""):
     return out
 
 
+def read(paths, seed=0, check=True):
+    """Return every row behind `paths`, files, folders or sources joined by commas, shuffled by `seed` so that files mix (None: in order).
+
+    Args:
+        check: read every row now, in the files' order, and raise for the first that is wrong. `data.prepare` does that anyway.
+
+    Raises:
+        RowError, ValueError: before anything is trained; names file, line and field.
+    """
+    rows = Stacked(pools(str(paths)))
+    for _ in rows if check else ():
+        pass
+    if seed is not None:
+        rows.order = list(range(len(rows)))
+        Random(seed).shuffle(rows.order)
+    return rows
+
+
 def stream(source, data=""):
     """Yield the rows of one source as they come: those of `pools`, but Parquet and JSONL files of the hub are read as they arrive, and not kept."""
     name, path = _where(source, data, fetch=False)
@@ -297,8 +317,13 @@ def stream(source, data=""):
 
 def origin(sources, data="", fetch=True):
     """Identify what `pools` would read, for a prepared folder's digest: names and contents of files; without `fetch`, of the hub the data set and its revision."""
-    where = (_where(spec, data, fetch) for spec in listed(sources))
-    return [[name, *(origin_of(found(path, name)) if path else [_source(name).hub, _source(name).revision])] for name, path in where]
+    out = []
+    for name, path in (_where(spec, data, fetch) for spec in listed(sources)):
+        out.append([name] if path else [name, _source(name).hub, _source(name).revision])
+        for file in found(path, name) if path else ():
+            with open(file, "rb") as f:
+                out[-1].append([file.name, hashlib.file_digest(f, "sha256").hexdigest()[:16]])
+    return out
 
 
 def licence(name):

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from conftest import ROOT, talk
 
-from orcalab import chatml, data, model as models, packing, recipes, strategies, teacher
+from orcalab import chatml, data, model as models, packing, recipes, sources, strategies, teacher
 from orcalab.config import Config, RowError
 from orcalab.data import Row
 
@@ -71,7 +71,7 @@ def test_characters_that_some_programs_take_for_a_line_end_do_not_cut_a_row(tmp_
     ({"question": "2+2", "response": 4}, r"a.jsonl:2: messages\[1\]\['content'\] must be text, got int"),
     ({"question": "2+2", "response": "4", "system_promt": "Add."}, "a.jsonl:2: .*did you mean 'system_prompt'"),
     ({"question": "2+2", "response": "4", "system": "Add."}, "a.jsonl:2: 'system': did you mean 'system_prompt'"),
-    ({"conversations": []}, "a.jsonl:2: 'conversations': did you mean 'messages'"),
+    ({"conversations": []}, "a.jsonl:2: needs 'messages', .*; its columns are those of the source slimorca: write slimorca:PATH"),
     ({**FIRST, "system_prompt": "Add."}, r"a.jsonl:2: 'messages' and \['system_prompt'\]: a row has the one or the other"),
 ])
 def test_a_bad_line_names_file_line_and_field(tmp_path, line, message):
@@ -97,18 +97,18 @@ def test_what_is_not_a_text_file(tmp_path):
 
 def test_files_that_are_not_there_or_not_readable(tmp_path):
     jsonl(tmp_path / "cautious.jsonl", FIRST)
-    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "notes.md").write_text("x")
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="no file or folder .*cautous.jsonl; did you mean 'cautious.jsonl'"):
-        data.files(tmp_path / "cautous.jsonl")
+        sources.found(tmp_path / "cautous.jsonl")
     with pytest.raises(ValueError, match="no file or folder .*nowhere/a.jsonl$"):
-        data.files(tmp_path / "nowhere" / "a.jsonl")
-    with pytest.raises(ValueError, match="none holds no .jsonl or .tsv file"):
-        data.files(tmp_path / "none")
-    with pytest.raises(ValueError, match=r"no reader \(.*notes.txt\) named '.txt'"):
-        data.files(tmp_path / "notes.txt")
+        sources.found(tmp_path / "nowhere" / "a.jsonl")
+    with pytest.raises(ValueError, match="none holds no .jsonl or .tsv or .parquet or .json or .csv or .txt file"):
+        sources.found(tmp_path / "none")
+    with pytest.raises(ValueError, match=r"no reader \(.*notes.md\) named '.md'"):
+        sources.found(tmp_path / "notes.md")
     both = f"{tmp_path / 'cautious.jsonl'}, {tmp_path},"
-    assert [p.name for p in data.files(both)] == ["cautious.jsonl", "cautious.jsonl"]
+    assert [p.name for p in sources.found(both)] == ["cautious.jsonl", "cautious.jsonl"]
 
 
 def test_tsv_rows_and_errors(tmp_path):
@@ -298,7 +298,7 @@ def test_a_prepared_folder_is_reused_and_named_by_what_made_it(tmp_path, tokeniz
     cfg = Config(name="s", rows=str(path), seq_len=64, steps=2, out=str(tmp_path))
 
     def made(cfg=cfg, tokenizer=tokenizer):
-        return data.prepare(data.read(cfg.rows), cfg, tokenizer, tmp_path / "prepared", data.origin_of(cfg.rows)).folder
+        return data.prepare(data.read(cfg.rows), cfg, tokenizer, tmp_path / "prepared", sources.origin(cfg.rows)).folder
 
     first = made()
     stamp = (first / "data-00000.arrow").stat().st_mtime_ns
@@ -430,8 +430,8 @@ def test_rows_of_files_are_a_sequence_read_when_asked(many):
 @pytest.mark.parametrize("script", ["killed", "no guard"])
 def test_a_process_that_ends_early_is_said_and_not_waited_for(many, tmp_path, script):
     guard = "if __name__ == '__main__':\n    " if script == "killed" else ""
-    kill = "import os; data.Lines.get = lambda self, i: os._exit(9)" if script == "killed" else "pass"
-    (tmp_path / "s.py").write_text(f"""from orcalab import data, model
+    kill = "import os; rows.Lines.get = lambda self, i: os._exit(9)" if script == "killed" else "pass"
+    (tmp_path / "s.py").write_text(f"""from orcalab import data, model, rows
 from orcalab.config import Config
 {kill}
 {guard}data.prepare(data.read({str(many)!r}, check=False), Config(processes=2, system='keep', steps=9999), model.load_tokenizer('tiny-random'), {str(tmp_path)!r}, 'x')

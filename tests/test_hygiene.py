@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from conftest import SHARED
 
-from orcalab import rows
+from orcalab import sources
 from orcalab.config import RowError
 from orcalab.hygiene import Overlap, Seen, agrees, digest_of, questions, refuses, report, sketches, words_of
 
@@ -50,7 +50,7 @@ def test_words_of_a_refusal_alone_are_none(said):
 
 
 def test_no_answer_that_people_wrote_is_a_refusal(flan):
-    assert [r.id for r in rows.read(str(flan), None, check=False) if refuses(r.answer) or refuses(r.explanation)] == []
+    assert [r.id for r in sources.read(str(flan), None, check=False) if refuses(r.answer) or refuses(r.explanation)] == []
 
 
 @pytest.mark.parametrize("said, gold, verdict", [
@@ -76,7 +76,7 @@ def test_a_stated_result_is_held_against_the_gold_one(said, gold, verdict):
 
 
 def test_real_answers_agree_with_themselves_and_not_with_each_other(flan):
-    real = list(rows.read(str(flan), None, check=False))
+    real = list(sources.read(str(flan), None, check=False))
     assert all(agrees(f"{r.explanation}\nFinal answer: {r.answer}", r.answer) and agrees(r.answer, r.answer) for r in real)
     others = Counter(agrees(f"Final answer: {b.answer}", a.answer) for a, b in zip(real, real[1:]) if a.answer != b.answer)
     assert others[False] > 0.999 * others.total()
@@ -113,7 +113,7 @@ def test_the_first_of_those_that_are_alike_is_kept():
 
 
 def test_rows_in_several_blocks_are_kept_as_in_one(flan):
-    texts = ["\n".join(m["content"] for m in r.messages) for r in rows.read(str(flan / "aqua_train.tsv"), None, check=False)]
+    texts = ["\n".join(m["content"] for m in r.messages) for r in sources.read(str(flan / "aqua_train.tsv"), None, check=False)]
     once = kept(texts)
     assert kept(texts[:1000], texts[1000:1001], [], texts[1001:]) == once == kept(texts) and 150 < once.count(False) < 250
     assert [s.digest() for s in sketches(texts[:50])] == [sketches([t])[0].digest() for t in texts[:50]]
@@ -127,7 +127,7 @@ def triples(text):
 
 def test_edited_rows_are_found_and_real_ones_kept(flan):
     rng, found, missed, wrong = random.Random(0), 0, 0, 0
-    real = ["\n".join(m["content"] for m in r.messages) for r in rows.read(str(flan / "gsm8k_train.tsv"), None, check=False)]
+    real = ["\n".join(m["content"] for m in r.messages) for r in sources.read(str(flan / "gsm8k_train.tsv"), None, check=False)]
     for text in real[:1500]:
         edited = text.split(" ")
         for _ in range(rng.randint(1, 4)):
@@ -234,7 +234,7 @@ def test_a_real_question_in_a_row_is_found(sets):
 
 
 def test_few_real_rows_overlap_with_evaluation_sets(flan, sets):
-    real = list(rows.read(str(flan), None, check=False))
+    real = list(sources.read(str(flan), None, check=False))
     found = Overlap(sets).of(["\n".join(m["content"] for m in r.messages) for r in real])
     assert {r.id: who for r, who in zip(real, found) if who} == {
         **{f"aqua-{n}": {("aqua-rat", 165)} for n in (479, 652, 876, 1468)}, "aqua-1300": {("aqua-rat", 67)}, "aqua-2439": {("aqua-rat", 198)}}

@@ -27,7 +27,7 @@ def law():
 GUESTS = {
     "torch": {"model", "train", "generate"}, "transformers": {"model"}, "tokenizers": {"model"}, "sentencepiece": set(), "peft": {"model"}, "bitsandbytes": {"model"},
     "safetensors": {"model"}, "datasets": {"sources"}, "pyarrow": {"sources", "prepared"}, "rensa": {"hygiene"}, "openai": {"teacher"}, "plotly": {"show"}, "ipywidgets": {"show"}, "mlflow": {"serve"},
-    "papermill": {"__main__"}, "lm_eval": {"evaluate"}, "reasoning_gym": {"teacher", "evaluate"}, "tqdm": {"progress"}, "pandas": set(),
+    "papermill": {"__main__"}, "lm_eval": {"evaluate"}, "reasoning_gym": {"teacher", "evaluate"}, "tqdm": {"progress"}, "pandas": set(), "fsspec": {"sources"}, "huggingface_hub": {"sources"},
 }
 
 
