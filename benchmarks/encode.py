@@ -18,7 +18,7 @@ from itertools import islice
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one process, one thread: the peer's Rust part too
 
-from orcalab import chatml, data, model, recipes, teacher
+from orcalab import chatml, corpus, data, model, recipes
 
 BLOCK = 1000
 
@@ -27,7 +27,7 @@ def rows_of(count, folder=None):
     """Return `count` conversations, dressed as in stage 2."""
     recipe = recipes.get("laptop")
     cfg = recipe.stage("stage2_chatgpt")
-    rows = data.read(folder, 0) if folder else teacher.rows_of(recipe, cfg)[0]
+    rows = data.read(folder, 0) if folder else corpus.rows_of(recipe, cfg)[0]
     return [r.messages for r in islice(data.dressed(rows, cfg), count)]
 
 

@@ -27,10 +27,10 @@ SEQ_LEN = 2048
 
 def write_rows(path, count, folder):
     """Write `count` rows of real text as JSONL, as stage 2 dresses them; more than there are come again, numbered."""
-    from orcalab import data, recipes, teacher
+    from orcalab import corpus, data, recipes
     recipe = recipes.get("laptop")
     cfg = recipe.stage("stage2_chatgpt")
-    rows = data.read(folder, 0) if folder else list(islice(teacher.rows_of(recipe, cfg)[0], min(count, 15_000)))
+    rows = data.read(folder, 0) if folder else list(islice(corpus.rows_of(recipe, cfg)[0], min(count, 15_000)))
     talks = [r.messages for r in data.dressed(rows, cfg)]
     with open(path, "w", encoding="utf-8") as f:
         for n, messages in enumerate(islice(cycle(talks), count)):
@@ -41,12 +41,12 @@ def write_rows(path, count, folder):
 
 def ours(path, name, processes, out):
     """Prepare the file with orcalab; return seconds, tokens and targets."""
-    from orcalab import model, teacher
+    from orcalab import corpus, model
     from orcalab.config import Config, Recipe
     tokenizer = model.load_tokenizer(name)
     begun = time.perf_counter()
     cfg = Config(name="bench", rows=str(path), system="keep", seq_len=SEQ_LEN, processes=processes, out=out, steps=0, epochs=1, drop="nothing")
-    made = teacher.prepare(Recipe(), cfg, tokenizer)
+    made = corpus.prepare(Recipe(), cfg, tokenizer)
     seconds = time.perf_counter() - begun
     assert made.card["report"]["rows"] == made.card["chosen"]["rows"]["rows"], "not every row was prepared"
     size = sum(p.stat().st_size for p in made.folder.iterdir())

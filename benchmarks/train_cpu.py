@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from orcalab import model as models, recipes, teacher, train
+from orcalab import corpus, model as models, recipes, train
 
 
 def plain_step(model, masters, packed):
@@ -56,7 +56,7 @@ def main(steps=3, seq_len=2048):
         for name in ("plain", "ours"):
             model, tokenizer, _ = models.load(recipe.base, dtype, device)
             sides[name] = (models.isolate(model) if name == "ours" else model, train.Masters(model, cfg))
-        packs = teacher.prepare(recipe, cfg, tokenizer).packs()
+        packs = corpus.prepare(recipe, cfg, tokenizer).packs()
         times, losses = {"plain": [], "ours": []}, {"plain": [], "ours": []}
         for n in range(steps + 1):  # the first step warms up
             one = type(packs)(*(a[n : n + 1] for a in packs))

@@ -25,37 +25,22 @@ def counted(tags, counts):
 
 
 def spread(lengths):
-    """Return how long the examples are: quantiles, and counts in 40 bins."""
-    counts, edges = np.histogram(lengths, bins=40)
+    """Return how long the examples are: quantiles, and counts in 20 bins."""
+    counts, edges = np.histogram(lengths, bins=20)
     low, median, high, most = (int(x) for x in np.quantile(lengths, [0, 0.5, 0.95, 1]))
     return {"shortest": low, "median": median, "mean": round(float(np.mean(lengths)), 1), "95 %": high, "longest": most, "edges": [round(float(e), 1) for e in edges], "counts": counts.tolist()}
 
 
-def bars(title, names, values, unit):
-    """Return a bar chart as SVG: one row a name, readable on light and dark."""
-    wide, top, most = 720, 52, max(values, default=1) or 1
-    rows = []
-    for n, (name, value) in enumerate(zip(names, values)):
-        y, length = top + 24 * n, 430 * value / most
+def bars(title, unit, values):
+    """Return {name: number} as a bar chart in SVG, readable on light and dark."""
+    wide, high, most, rows = 720, 66 + 24 * len(values), max(values.values(), default=0) or 1, []
+    for y, (name, value) in zip(range(52, high, 24), values.items()):
+        length = 430 * value / most
         rows.append(f'<text x="188" y="{y + 13}" text-anchor="end">{escape(str(name)[:28])}</text><rect x="196" y="{y}" width="{max(1, length):.1f}" height="17" rx="2" '
                     f'fill="#0072B2"/><text x="{202 + length:.1f}" y="{y + 13}">{value:,}</text>')
-    return _svg(title, wide, top + 24 * len(values) + 14, "".join(rows), unit)
-
-
-def histogram(title, edges, counts, unit):
-    """Return a histogram as SVG."""
-    wide, high, top = 720, 262, 64
-    step, most = (wide - 60) / len(counts), max(counts) or 1
-    body = [f'<rect x="{30 + n * step:.1f}" y="{top + 150 * (1 - c / most):.1f}" width="{step - 1:.1f}" height="{150 * c / most:.1f}" fill="#0072B2"/>' for n, c in enumerate(counts)]
-    body += [f'<text x="{30 + (wide - 60) * f:.0f}" y="{top + 170}" text-anchor="middle">{edges[0] + f * (edges[-1] - edges[0]):,.0f}</text>' for f in (0, 0.25, 0.5, 0.75, 1)]
-    body.append(f'<text x="30" y="{top - 6}">{most:,}</text>')
-    return _svg(title, wide, high, "".join(body) + f'<text x="{wide / 2}" y="{top + 190}" text-anchor="middle">tokens</text>', unit)
-
-
-def _svg(title, wide, high, body, unit):
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" width="{wide}" role="img" aria-label="{escape(title)}"><style>.card text{{font:12px system-ui,sans-serif;'
             f'fill:#333}}.card .t{{font-size:15px;font-weight:600}}@media(prefers-color-scheme:dark){{.card text{{fill:#ddd}}}}</style><g class="card"><text class="t" x="16" y="22">{escape(title)}</text>'
-            f'<text x="16" y="38">{escape(unit)}</text>{body}</g></svg>\n')
+            f'<text x="16" y="38">{escape(unit)}</text>{"".join(rows)}</g></svg>\n')
 
 
 def table(head, rows):
@@ -89,9 +74,10 @@ def write(folder, made):
     """Write README.md, mixture.svg and lengths.svg into a prepared folder, from what its card.json holds."""
     cfg, report, by, long = made["config"], made["report"], made["rows_by"], made["lengths"]
     kind = next((k for k in ("task", "source") if 1 < len(by[k]) <= 40), "source")
-    shown = dict(list(by[kind].items())[:30])
-    Path(folder, "mixture.svg").write_text(bars(f"Rows by {kind}", shown, list(shown.values()), f"{report['rows']:,} rows of stage {cfg['name']}"), encoding="utf-8", newline="\n")
-    Path(folder, "lengths.svg").write_text(histogram("How long the examples are", long["edges"], long["counts"], f"examples by length; a pack has {cfg['seq_len']:,} tokens"), encoding="utf-8", newline="\n")
+    bins = {f"{low:,.0f} to {high:,.0f} tokens": n for low, high, n in zip(long["edges"], long["edges"][1:], long["counts"])}
+    for name, *of in (("mixture", f"Rows by {kind}", f"{report['rows']:,} rows of stage {cfg['name']}", dict(list(by[kind].items())[:30])),
+                      ("lengths", "How long the examples are", f"examples by length; a pack has {cfg['seq_len']:,} tokens", bins)):
+        Path(folder, f"{name}.svg").write_text(bars(*of), encoding="utf-8", newline="\n")
     parts = [f"# Prepared rows of `{cfg['name']}`\n\nMade by orcalab from `{cfg['rows']}`, answers {cfg['answers']}, system message {cfg['system']}, template {cfg['template']}, seed {cfg['seed']}. "
              f"`data-*.arrow` hold rows, ids and masks (`datasets.load_dataset(\"arrow\", data_files=...)` opens them), `plan.npy` and `packs.npy` which example goes in which pack.\n\n"
              f"{made['packs']:,} packs of {cfg['seq_len']:,} tokens, {made['fill']:.2%} full ({cfg['packing']}); {made['epochs']:.2f} passes over the rows, {made['planned']:,} of which are in the plan.\n\n"

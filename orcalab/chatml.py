@@ -3,9 +3,7 @@
 A template says what opens each role's turn, what ends a turn, and what is learned. `chatml` is ChatML as the Orca 2
 model card has it: the prompt ends in `<|im_start|>assistant`, without a newline. The newline belongs to the answer, so
 it is learned, and the chat prompt is a prefix of the training ids. `openassistant` is the template of OpenAssistant's
-models. Whatever stands in `content`, it is encoded with special tokens switched off: a user who writes `<|im_end|>` gets
-harmless plain tokens and not the end of a turn. And whatever is encoded is decoded again, by a table of bytes: a word that
-the tokenizer cannot give back is an error, not a loss.
+models. Whatever stands in `content`, a user who writes `<|im_end|>` gets harmless plain tokens and not the end of a turn.
 
 >>> from orcalab import model
 >>> tokenizer = model.load_tokenizer("tiny-random")
@@ -71,11 +69,7 @@ def template_of(tokenizer):
 
 
 def check(messages, answered=False):
-    """Raise a ValueError that says what is wrong with a conversation: role, order or content.
-
-    Args:
-        answered: the last turn must be the assistant's, as in a row to learn from.
-    """
+    """Raise a ValueError that says what is wrong with a conversation: role, order, content, or an end without an answer where it must be `answered`."""
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"messages must be a list of at least one turn, got {messages!r:.60}")
     before = None
@@ -101,11 +95,7 @@ def check(messages, answered=False):
 # ---------------------------------------------------------------------------------------------- encoder
 
 class Encoder:
-    """A template on a tokenizer: structural tokens by id, content through tokens.Tokens. Can be sent to another process.
-
-    Raises:
-        ValueError: the tokenizer has no single token for a structural mark.
-    """
+    """A template on a tokenizer: structural tokens by id, content through tokens.Tokens. Can be sent to another process."""
 
     def __init__(self, tokenizer, template=None):
         self.name = choose(template or template_of(tokenizer), TEMPLATES, "template")
@@ -115,7 +105,8 @@ class Encoder:
         self.marks = [*dict.fromkeys(self.ids.values()), self.end]
         bos = tokenizer.bos_token_id
         self.bos = bos if bos not in (None, *self.ids.values()) else None  # some chat models open turns with their bos
-        self.tokens, self.heads, self.systems = Tokens(tokenizer), {}, {}
+        self.tokens, self.systems = Tokens(tokenizer), {}
+        self.heads = {role: int32(self.ids[role]) + self.tokens.content(text) for role, (_, text) in self.template.opens.items()}  # int32 bytes that open a turn
         self.special = self.tokens.special | {*self.marks, bos}  # ids that content never has
 
     def _mark(self, token, tokenizer):
@@ -124,17 +115,11 @@ class Encoder:
             raise ValueError(f"the tokenizer has no single token for {token or 'the end of a turn'}: model.fit_tokenizer adds what a template needs")
         return number
 
-    def open(self, role):
-        """Return the ids, as int32 bytes, that open a role's turn."""
-        if role not in self.heads:
-            self.heads[role] = int32(self.ids[role]) + self.tokens.content(self.template.opens[role][1])
-        return self.heads[role]
-
     def body(self, role, content):
         """Return the ids, as int32 bytes, of a turn's words and end: to the tokenizer they are one piece with the text that opens the turn."""
-        text, said, head = self.template.opens[role][1], self.template.lead + content, len(self.open(role)) - 4
+        text, said, head = self.template.opens[role][1], self.template.lead + content, len(self.heads[role]) - 4
         both = self.tokens.content(text + said)
-        if both[:head] != self.open(role)[4:]:
+        if both[:head] != self.heads[role][4:]:
             raise ValueError(f"this tokenizer joins {text!r} and {said[:20]!r}, so that a prompt would be no prefix of what is learned")
         return both[head:] + int32(self.end)
 
@@ -156,10 +141,9 @@ class Encoder:
                 body = self.body(role, content)
                 if len(self.systems) < 2000 and len(content) < 4000:
                     self.systems[content] = body
-            out += (joint + self.open(role), 0), (body, int(role == "assistant" and (learn == "all" or i == last)))
+            out += (joint + self.heads[role], 0), (body, int(role == "assistant" and (learn == "all" or i == last)))
             joint = joint or self.tokens.content(self.template.joint)
-        return [*out, (joint + self.open("assistant"), 0)] if reply else out
-
+        return [*out, (joint + self.heads["assistant"], 0)] if reply else out
 
     def text(self, words):
         """Return the parts of plain text: behind the BOS, with the space that the first word of a text has, without an end. All but the first token is learned."""
@@ -203,7 +187,7 @@ def encode(messages, tokenizer, reply=False, learn="all", template=None, empty_s
     """Turn messages into (ids, mask) in one pass; mask 1 marks what is learned.
 
     Args:
-        messages: list of {role, content}, at most one system turn, which comes first; any number of other turns.
+        messages: list of {role, content}, at most one system turn, which comes first.
         tokenizer: any fast transformers tokenizer that has the template's tokens, or its Encoder.
         reply: open the assistant's turn after the last message, as for chatting.
         learn: "all" assistant turns, or the "last" one.
@@ -213,10 +197,6 @@ def encode(messages, tokenizer, reply=False, learn="all", template=None, empty_s
     Returns:
         Two lists of equal length, in tokens. Learned are the words of the assistant's turns (in ChatML with the newline
         before them) and the token that ends each: a model that never sees an end never stops.
-
-    Raises:
-        ValueError: an unknown role or template, a system turn that is not first, content that is not text, a character
-            that the tokenizer cannot give back, a tokenizer without the template's tokens.
 
     Paper: Orca 2, "Training", on tokenization and loss.
     """
@@ -237,14 +217,9 @@ def learned(ids, mask):
 
 
 def prove(ids, mask, messages, tokenizer, learn="all", template=None, empty_system=None):
-    """Raise unless the special ids are the messages' own structure, and the targets decode to the assistant's words and ends.
+    """Raise a ValueError that shows both sides unless the special ids are the messages' own structure, and the targets decode to the assistant's words and ends.
 
-    Args:
-        messages: a conversation, or a plain text.
-        tokenizer: a tokenizer, or its Encoder; the other arguments are those of `encode`.
-
-    Raises:
-        ValueError: shows both sides of the first difference.
+    `messages` are a conversation, or a plain text; the other arguments are those of `encode`.
     """
     e = encoder(tokenizer, template)
     if isinstance(messages, str):  # plain text: all of it, and nothing before it but the BOS
@@ -274,7 +249,7 @@ TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 
 
 
 def self_test(tokenizer, template=None):
-    """Try a tokenizer on probes and return what it does, as ids; raise where it would break a conversation.
+    """Try a tokenizer on probes and return what it does, as ids; raise a ValueError with the ids where it would break a conversation.
 
     Checked are ids, never flags: a mark is one id and its name in a text is not; padding is no end; a conversation has its marks and
     one BOS and no other special id; the tokenizer's own chat_template gives the same ids and mask. Of a SentencePiece BPE of 32,000
@@ -282,9 +257,6 @@ def self_test(tokenizer, template=None):
 
     Returns:
         dict: size, marks, pad, bos, digits_split, lost (ASCII characters that it cannot say), probes, talk, mask, vocabulary (a digest).
-
-    Raises:
-        ValueError: which of these failed, with the ids.
     """
     e = encoder(tokenizer, template)
 

@@ -12,6 +12,8 @@ Words, used with one meaning everywhere (code, notebooks, command line, run fold
   *recipe*: a named list of stages with a base model and evaluation sizes
 - *strategy*: a named way to solve, with the system message that asks for it; *erase*: to put the
   cautious message in that one's place; *teacher*: whoever wrote the answer
+- *ledger*: every answer of a teacher, a line each, with what was asked and what it cost
+- *family*: tasks that one strategy's instruction serves
 - *task*: questions with gold answers; *answer*: generated text; *score*: a number with an interval
 """
 
@@ -217,6 +219,7 @@ class Recipe:
     grid: int = 10  # held-out questions per task in the strategy grid
     max_new_tokens: int = 120  # longest answer, in tokens
     eval_batch: int = 50  # answers generated side by side
+    messages: str = "cautious"  # messages that the last students are asked under, names of strategies or right and wrong, joined by commas
     against: str = ""  # evaluation sets that no row should overlap with, paths joined by commas
     out: str = "runs"  # folder that holds the stages' folders
     stages: tuple = ()  # configs, in order
@@ -232,6 +235,17 @@ class Recipe:
         choose(name, [s.name for s in self.stages], "stage")
         return change(next(s for s in self.stages if s.name == name), **changes)
 
+    @property
+    def finished(self):
+        """The names of the stages that are trained."""
+        return {s.name for s in self.stages if s.finished}
+
+    @property
+    def students(self):
+        """Who is asked under which messages, {name: [messages]}: base and stages that others start from under the first, the last students under all."""
+        said = listed(self.messages)
+        return {"base": said[:1]} | {s.name: said[:1] if any(t.start == s.name for t in self.stages) else said for s in self.stages}
+
     def task(self, name):
         choose(name, [t.name for t in self.tasks], "task")
         return next(t for t in self.tasks if t.name == name)
@@ -246,7 +260,8 @@ def check(cfg):
             choose(value, CHOICES[f.name], f.name)
     at_least = {"seq_len": 8, "batch_size": 1, "accum": 1, "steps": 0, "epochs": 0, "size": 0, "cap": 0, "merge": 0, "chunk": 0, "validation": 0, "max_validation": 0, "warmup": 0, "save_every": 1,
                 "lr": 0, "clip": 0, "few_shot": -1 if isinstance(cfg, Part) else 0, "weight_decay": 0, "seed": 0, "processes": 0,
-                "questions": 1, "grid": 1, "max_new_tokens": 1, "eval_batch": 1}
+                "max_tokens": 1, "concurrency": 1, "first": 0, "requests_a_minute": 0, "tokens_a_minute": 0, "timeout": 0.001, "retries": 0, "price_in": 0, "price_out": 0, "budget": 0,
+                "token_budget": 0, "questions": 1, "grid": 1, "max_new_tokens": 1, "eval_batch": 1}
     for name, low in at_least.items():
         if hasattr(cfg, name) and not low <= getattr(cfg, name) < float("inf"):
             raise ValueError(f"{name} must be a number of at least {low}, got {getattr(cfg, name)}")

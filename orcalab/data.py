@@ -3,9 +3,10 @@
 import json
 import pickle
 from array import array
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import replace
-from itertools import chain, count, islice
+from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,11 +23,6 @@ from orcalab.sources import read  # noqa: F401
 from orcalab.strategies import CAUTIOUS, FINAL, ORCA1, ORCA1_IDS, STRATEGIES, name_of
 
 BUILDER = 4  # raise when the same rows would give other ids or files: it is part of a prepared folder's name
-
-
-# -------------------------------------------------------------------------------------------- examples
-
-COUNTS = ("rows", "tokens", "targets", "too_long", "tokens_lost", "cut", "as_they_stand", "empty", "erased", "leaks", "unsayable", "overlap", "unread")
 
 
 class Block(NamedTuple):
@@ -54,12 +50,8 @@ def block_of(rows, cfg, encoder, number=0, wanted=float("inf"), most=None, overl
         rows: Rows, or (row, solved examples, Config) of a Mixture; an iterator of dressed rows, perhaps endless, if `number` is None.
         wanted: tokens after which no further row is taken.  most: rows to take at most.
         overlap: a hygiene.Overlap.  names: of the part that each row is of, in turn; they end with the last one.
-
-    Raises:
-        RowError: a row that cannot be used, or whose targets are not its words; an example longer than seq_len under
-            too_long "error". Says which row.
     """
-    out, drop, endless = Block([], [], [], [], [], Counter(dict.fromkeys(COUNTS, 0)), Counter()), set(listed(cfg.drop)), number is None
+    out, drop, endless = Block([], [], [], [], [], Counter(dict.fromkeys(card.TEXT, 0)), Counter()), set(listed(cfg.drop)), number is None
     report = out.report
     taken = islice(rows if number is None else dressed(rows, cfg, number), most)
     if overlap:
@@ -117,23 +109,20 @@ def parts_of(row, cfg, encoder):
 def cut_prompt(row, cfg, encoder):
     """Shorten the first question (its beginning goes first), or plain text (its end), until it fits; return (row, parts), no parts if it never does."""
     at = next((i for i, m in enumerate(row.messages) if m["role"] == "user"), None)
-    whole = row.text or (row.messages[at]["content"] if at is not None else "")
-    best, low, high = (row, []), 0, len(whole) if at is not None or row.text else -1
-    while low <= high:  # the fewest characters to remove
-        middle = (low + high) // 2
+    if at is None and not row.text:
+        return row, []
+    whole = row.text or row.messages[at]["content"]
+
+    def less(n):
         if row.text:
-            trial = replace(row, text=whole[: len(whole) - middle])
+            trial = replace(row, text=whole[: len(whole) - n])
         else:
-            trial = replace(row, messages=[*row.messages[:at], {"role": "user", "content": whole[middle:]}, *row.messages[at + 1:]])
-        parts = parts_of(trial, cfg, encoder) if trial.text or trial.messages else []
-        if sum(len(p) for p, _ in parts) <= 4 * cfg.seq_len:
-            best, high = (trial, parts), middle - 1
-        else:
-            low = middle + 1
-    return best
+            trial = replace(row, messages=[*row.messages[:at], {**row.messages[at], "content": whole[n:]}, *row.messages[at + 1:]])
+        return trial, parts_of(trial, cfg, encoder) if trial.text or trial.messages else []
 
+    fewest = bisect_left(range(len(whole) + 1), True, key=lambda n: sum(len(p) for p, _ in less(n)[1]) <= 4 * cfg.seq_len)
+    return less(fewest) if fewest <= len(whole) else (row, [])
 
-# -------------------------------------------------------------------------------------------- prepare
 
 def _encode(work, number):
     """Make one shard, unless it is there already."""
@@ -159,13 +148,13 @@ def shards(rows, cfg, encoder, folder, overlap=None):
         made = dressed(rows, cfg)
         for number in count():
             block = block_of(made, cfg, encoder, None, wanted - tokens, BLOCK, overlap)
+            if number and not block.report.total():  # a block without rows is no end: they may all have been dropped
+                return
             path, tokens = folder / f"data-{number:05d}.arrow", tokens + block.report["tokens"]
             write_shard(path, block, number * BLOCK)
             yield path, len(block.rows)
-            head = next(made, None)  # a block without rows is no end: they may all have been dropped
-            if head is None or tokens >= wanted or not tokens and block.report["too_long"] >= 1000:
+            if tokens >= wanted or not tokens and block.report["too_long"] >= 1000:
                 return
-            made = chain([head], made)
     size = BLOCK * max(1, -(-len(rows) // (2000 * BLOCK)))
     numbers = range(-(-len(rows) // size))
     processes = 1 if len(rows) <= 2 * BLOCK else min(cfg.processes or workers.cores(), len(numbers))
@@ -181,7 +170,7 @@ def shards(rows, cfg, encoder, folder, overlap=None):
 
 
 def prepare(rows, cfg, tokenizer, folder, origin, against=""):
-    """Build the prepared folder of a stage, or open it if the same inputs already made it.
+    """Build the prepared folder of a stage, or open it if the same inputs already made it; its card counts what was dropped or cut, and why.
 
     The folder's name ends in a digest of what made it: the rows' origin, the tokenizer's fingerprint, template, parameters and
     builder version. It is written to the side and renamed when whole; what an interrupted call left there is used by the next. Memory grows by some
@@ -191,12 +180,6 @@ def prepare(rows, cfg, tokenizer, folder, origin, against=""):
         rows: a mixture.Mixture, a sequence of rows that stays on disk, or any Rows, possibly endless: reading stops when all steps are filled.
         origin: anything JSON can hold that identifies the rows (paths with digests, or seeds).
         against: evaluation sets, paths joined by commas; the card says which questions rows overlap with.
-
-    Returns:
-        Prepared; its card counts what was dropped or cut, and why.
-
-    Raises:
-        RowError: a row that cannot be used; says which, and why. ValueError: no row is left.
     """
     keys = ("answers", "system", "few_shot", "template", "learn", "seq_len", "packing", "too_long", "steps", "epochs", "batch_size",
             "accum", "seed", "stream", "name", "scale", "drop")
@@ -215,7 +198,7 @@ def prepare(rows, cfg, tokenizer, folder, origin, against=""):
     if isinstance(rows, OnDisk):
         rows, chosen = _choose(rows if isinstance(rows, Mixture) else Mixture.of(rows, cfg), side)
     side.mkdir(parents=True, exist_ok=True)
-    report, hits, tags, lengths, tag, item = Counter(dict.fromkeys(COUNTS, 0)), Counter(), {}, [], [], []
+    report, hits, tags, lengths, tag, item = Counter(dict.fromkeys(card.TEXT, 0)), Counter(), {}, [], [], []
     table, read_rows = None, 0
     encoder, overlap = chatml.encoder(tokenizer, cfg.template), hygiene.Overlap(sets) if sets else None
     known = len(rows) if isinstance(rows, Mixture) else 0

@@ -39,7 +39,7 @@ def dress(row, cfg, rng, shots=()):
         item = set_system(item, None)
     elif cfg.system == "orca1":
         item = set_system(item, ORCA1[rng.choice(orca1_ids(row.task if row.task in ORCA1_IDS else row.source, row.kind))])
-    elif cfg.system in ("strategy", "cautious") and row.strategy:
+    elif cfg.system in ("strategy", "cautious") and row.strategy and not (row.messages[0]["role"] == "system" and row.messages[0]["content"]):  # else: what its teacher was asked under
         item = set_system(item, STRATEGIES[choose(row.strategy, STRATEGIES, f"strategy ({row.where or row.id})")])
     if cfg.system == "cautious":
         item = erase(item)

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from orcalab.config import digest, write_json
+from orcalab import families, hygiene
+from orcalab.config import digest, read_json, write_json
+from orcalab.procedural import strategy_of
 from orcalab.strategies import FINAL, message
 
 
@@ -26,13 +28,28 @@ def parse(text):
 def right(task_name, answer, entry):
     """Score one parsed answer by reasoning_gym's own scorer; only a full mark counts.
 
-    Its scorers give part marks, and for a substring too ("14" for "4"), so anything below 1 is wrong.
+    Its scorers give part marks, and for a substring too ("14" for "4"), so anything below 1 is wrong. An entry that is not
+    reasoning_gym's, so without metadata, has to state its gold answer (hygiene.agrees).
     """
+    if "metadata" not in entry:
+        return hygiene.agrees(answer, entry["answer"]) is True
     import reasoning_gym
+    task_name = entry["metadata"].get("source_dataset", task_name)
     return reasoning_gym.get_score_answer_fn(task_name)(answer, entry) == 1.0
 
 
-def ask(student, name, system, questions, folder, recipe, batch=None):
+def message_to(system, recipe, task):
+    """Return the system message that goes with a question of a task: one by name, or the `right` or `wrong` one for the task.
+
+    The right one asks for the task's own strategy. The wrong one asks for the opposite: steps where a bare answer should do, a bare answer where steps are needed.
+    """
+    if system in ("right", "wrong"):
+        own = recipe.task(task)
+        system = own.strategy if system == "right" else "step-by-step" if own.direct else "direct-answer"
+    return message(system)
+
+
+def ask(student, name, system, questions, folder, recipe, batch=None, said=None):
     """Let a student answer every held-out question under one system message; return the records.
 
     Answers are appended to `<folder>/<name>.<system>.jsonl` batch by batch, so a kill costs one batch and
@@ -40,9 +57,10 @@ def ask(student, name, system, questions, folder, recipe, batch=None):
 
     Args:
         student: a generate.Student, or a function that makes one (called only if needed).
-        name: what to call the student.  system: a strategy, "cautious", "empty".
+        name: what to call the student.  system: a strategy, "cautious", "empty", or "right" or "wrong" for each task.
         questions: {task name: [reasoning_gym entry]}.
         recipe: a config.Recipe; max_new_tokens and eval_batch are used.
+        said: the message for each task, {task name: text}, where `system` is but a name for them.
 
     Returns:
         list of dicts: student, system, task, number, question, gold, text, tokens, reason, answer,
@@ -52,8 +70,9 @@ def ask(student, name, system, questions, folder, recipe, batch=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     todo = [(t, i, e) for t, entries in questions.items() for i, e in enumerate(entries)]
     source = student.origin["digest"] if hasattr(student, "origin") else student.digest()
+    own, said = said, said or {task: message_to(system, recipe, task) for task in questions}
     head = {"questions": len(todo), "asked": digest([[t, i, e["question"]] for t, i, e in todo]), "student": source,
-            "max_new_tokens": recipe.max_new_tokens, "message": digest(message(system))}
+            "max_new_tokens": recipe.max_new_tokens, "message": digest(said if own or system in ("right", "wrong") else message(system))}
     done = []
     if path.exists():
         lines = read_lines(path)
@@ -77,7 +96,7 @@ def ask(student, name, system, questions, folder, recipe, batch=None):
             bar.resume(len(done))
             for at in range(len(done), len(todo), size):
                 part = todo[at : at + size]
-                prompts = [student.prompt(e["question"].strip(), message(system)) for _, _, e in part]
+                prompts = [student.prompt(e["question"].strip(), said[task]) for task, _, e in part]
                 for (task, i, e), a in zip(part, student.answer(prompts, recipe.max_new_tokens, size)):
                     answer, ok = parse(a.text)
                     done.append({"student": name, "system": system, "task": task, "number": i, "question": e["question"],
@@ -89,11 +108,41 @@ def ask(student, name, system, questions, folder, recipe, batch=None):
     return done
 
 
+def choose_strategies(student, name, questions, folder, recipe):
+    """Try every candidate strategy of each family with a student, and choose one for each: the one under which it gives most right answers.
+
+    Of strategies that do as well, the family's own is kept, else the one with the shorter answers.
+
+    Args:
+        questions: {family: [entry]}; an entry has question and answer, and reasoning_gym's have metadata.
+
+    Returns:
+        {family: {"chosen", "own", "tried": {strategy: {"right", "questions", "tokens"}}}}; also in `<folder>/strategies.json`. The answers stay there too.
+
+    Paper: Orca 2, "Teaching Orca 2 to be a Cautious Reasoner": strategies are chosen guided by how the student does.
+    """
+    tried = {f: {} for f in questions}
+    texts = {f: families.candidates(families.FAMILIES[f]) for f in questions}
+    for strategy in dict.fromkeys(s for t in texts.values() for s in t):
+        mine = {f: q for f, q in questions.items() if strategy in texts[f]}
+        records = ask(student, name, strategy, mine, folder, recipe, said={f: texts[f][strategy] for f in mine})
+        for f in mine:
+            own = [r for r in records if r["task"] == f]
+            tried[f][strategy] = {"right": sum(r["right"] for r in own), "questions": len(own), "tokens": float(np.mean([r["tokens"] for r in own]))}
+    out = {}
+    for f, t in tried.items():
+        first = families.FAMILIES[f].strategy
+        best = max(t, key=lambda s: (t[s]["right"], s == first, -t[s]["tokens"]))
+        out[f] = {"chosen": best, "own": first, "tried": t}
+    write_json(Path(folder) / "strategies.json", out)
+    return out
+
+
 class Lazy:
     """A student that is loaded only if there is something left to ask it."""
 
     def __init__(self, source, device="auto", dtype="auto", template=None):
-        self.how = (str(source), device, dtype, template)
+        self.how, self.student = (str(source), device, dtype, template), None
 
     def digest(self):
         from orcalab.model import weights_digest
@@ -101,31 +150,36 @@ class Lazy:
 
     def load(self):
         from orcalab.generate import Student
-        return Student(*self.how)
+        self.student = self.student or Student(*self.how)
+        return self.student
 
 
 def table(records):
-    """Return {task: 0/1 array in question order} of one student under one message."""
+    """Return {task: 0/1 array (seeds, questions)} of one student, or of one for each seed, under one message."""
     out = {}
-    for r in sorted(records, key=lambda r: r["number"]):
-        out.setdefault(r["task"], []).append(float(r["right"]))
-    return {t: np.array(v) for t, v in sorted(out.items())}
+    for r in sorted(records, key=lambda r: (r.get("seed", 0), r["number"])):
+        out.setdefault(r["task"], {}).setdefault(r.get("seed", 0), []).append(float(r["right"]))
+    return {t: np.array(list(v.values())) for t, v in sorted(out.items())}
 
 
 def _resample(tables, draws=10_000, seed=0):
-    """Bootstrap macro averages: questions drawn anew inside each task, the same for every table."""
+    """Bootstrap macro averages: questions drawn anew inside each task, and seeds, if there are several; the same for every table."""
     rng = np.random.default_rng(seed)
-    total = [np.zeros(draws) for _ in tables]
+    total, seeds = [np.zeros((draws, len(t[next(iter(t))]))) for t in tables], 0
     for task in tables[0]:
-        n = len(tables[0][task])
+        seeds, n = tables[0][task].shape
         picks = rng.integers(0, n, (draws, n))
         for t, table_ in zip(total, tables):
-            t += table_[task][picks].mean(1) / len(tables[0])
-    return total
+            t += np.stack([one[picks].mean(1) for one in table_[task]], 1) / len(tables[0])
+    chosen = rng.integers(0, seeds, (draws, seeds)) if seeds > 1 else np.zeros((draws, 1), int)
+    return [np.take_along_axis(t, chosen, 1).mean(1) for t in total]
 
 
 def score(records):
     """Return macro accuracy over tasks with its 95 % bootstrap interval, and accuracy per task.
+
+    Records that have a `seed` are those of several students, one for each seed, that answered the same questions: the interval covers the choice of
+    questions and of seeds.
 
     Returns:
         dict: macro, low, high, by_task, format_ok, tokens (mean new tokens), cut (share that hit
@@ -145,7 +199,8 @@ def compare(a, b):
     """Compare two students (or messages) on the same questions: a minus b.
 
     The interval is a paired bootstrap: each draw takes the same questions for both, inside each task. The
-    p value is McNemar's, exact: of the questions on which they differ, how lopsided is the split.
+    p value is McNemar's, exact: of the questions on which they differ, how lopsided is the split. With several seeds (see `score`) seeds are drawn, too,
+    and p takes each seed's answers for questions of their own.
 
     Returns:
         dict: macro (difference), low, high, only_a, only_b, p, by_task.
@@ -153,13 +208,13 @@ def compare(a, b):
     Raises:
         ValueError: the two did not answer the same questions.
     """
-    keys = [[(r["task"], r["number"], r["question"]) for r in sorted(x, key=lambda r: (r["task"], r["number"]))] for x in (a, b)]
+    keys = [sorted((r["task"], r.get("seed", 0), r["number"], r["question"]) for r in x) for x in (a, b)]
     if keys[0] != keys[1]:
         raise ValueError("a paired comparison needs the same questions in both; these two answered different ones")
     ta, tb = table(a), table(b)
     da, db = _resample([ta, tb])
     low, high = np.percentile(da - db, [2.5, 97.5])
-    flat_a, flat_b = (np.concatenate(list(t.values())) for t in (ta, tb))
+    flat_a, flat_b = (np.concatenate([v.ravel() for v in t.values()]) for t in (ta, tb))
     only_a, only_b = int(((flat_a > flat_b)).sum()), int((flat_b > flat_a).sum())
     return {"macro": float(np.mean([ta[t].mean() - tb[t].mean() for t in ta])), "low": float(low), "high": float(high),
             "only_a": only_a, "only_b": only_b, "p": mcnemar(only_a, only_b),
@@ -192,6 +247,39 @@ def read_answers(folder):
         head, *records = read_lines(path) or [{}]
         if records and len(records) == head.get("questions", len(records)):
             out[records[0]["student"], records[0]["system"]] = records
+    return out
+
+
+COLUMNS = ("right", "format_ok", "tokens", "reason", "used")
+
+
+def of_runs(folders):
+    """Return {(student, system): records} of several runs of one recipe, each record with its `seed` and the strategy `used`, read off the answer's form."""
+    out = {}
+    for folder in map(Path, folders):
+        seed = next(read_json(p)["seed"] for p in sorted(folder.glob("*/config.json")))
+        for key, records in read_answers(folder / "answers").items():
+            out.setdefault(key, []).extend({**r, "seed": seed, "used": strategy_of(r["text"])} for r in records)
+    if not out:
+        raise ValueError(f"no whole answers file in {', '.join(map(str, folders)) or 'no folder'}")
+    return out
+
+
+def pack_records(records):
+    """Return what `of_runs` gives without the texts, small enough to keep beside the code; `unpack_records` is its inverse."""
+    out = []
+    for (student, system), rs in records.items():
+        for seed, task in sorted({(r["seed"], r["task"]) for r in rs}):
+            mine = sorted((r for r in rs if (r["seed"], r["task"]) == (seed, task)), key=lambda r: r["number"])
+            out.append([student, system, seed, task, *([r[c] for r in mine] for c in COLUMNS)])
+    return out
+
+
+def unpack_records(packed):
+    out = {}
+    for student, system, seed, task, *columns in packed:
+        out.setdefault((student, system), []).extend({"student": student, "system": system, "seed": seed, "task": task, "number": n, "question": "", **dict(zip(COLUMNS, values))}
+                                                     for n, values in enumerate(zip(*columns)))
     return out
 
 

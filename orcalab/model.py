@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -102,14 +103,11 @@ def mend_merges(tokenizer, file):
 
 
 def load_tokenizer(name, template=None):
-    """Load the tokenizer of a base model alone, ready for a template, and tested.
+    """Load the tokenizer of a base model alone, ready for a template, and tested by `chatml.self_test`.
 
     Args:
         name: a base model's name, hub id or folder; "llama-standin"; or a folder with nothing but Llama's `tokenizer.model`.
         template: "chatml" or "openassistant"; None is what the tokenizer was trained with, else chatml.
-
-    Raises:
-        ValueError: it fails `chatml.self_test`, or gives other ids than the model beside it was trained with.
     """
     from transformers import AutoTokenizer, LlamaTokenizer
     from transformers.utils import cached_file
@@ -161,15 +159,10 @@ def pad_rows(model, tokenizer):
 
 
 def load(name, dtype=torch.float32, device="cpu", template=None):
-    """Load a model and its tokenizer by name, hub id or folder, ready for a template.
-
-    Returns:
-        (model, tokenizer, origin); origin is {"from", "digest", "parameters"}, for config.json.
-    """
+    """Load by name, hub id or folder, ready for a template; return (model, tokenizer, {"from", "digest", "parameters"} for config.json)."""
     from transformers import AutoModelForCausalLM
     quiet()
-    name, tokenizer = str(name), load_tokenizer(name, template)
-    tiny = name == "tiny-random"
+    name, tokenizer, tiny = str(name), load_tokenizer(name, template), str(name) == "tiny-random"
     model = tiny_random(template=template)[0] if tiny else AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype)
     grow(model, len(tokenizer))
     if not tiny:
@@ -198,8 +191,7 @@ def weights_digest(name):
     seal = hashlib.sha256()
     for path in sorted(p for p in Path(source).iterdir() if p.suffix in (".safetensors", ".bin")):
         with open(path, "rb") as f:
-            while block := f.read(1 << 22):
-                seal.update(block)
+            hashlib.file_digest(f, lambda: seal)
     return seal.hexdigest()[:16]
 
 
@@ -243,18 +235,10 @@ def cpu_has_bf16():
 
 # ------------------------------------------------------------------------------------------- attention
 
-_causal = {}
-
-
-def _mask(length, groups, like):
+@lru_cache(512)
+def _mask(length, groups, dtype, device):
     """Return -inf above the diagonal, repeated for the query heads that share a key head."""
-    key = (length, groups, like.dtype, like.device)
-    if key not in _causal:
-        if len(_causal) > 512:
-            _causal.clear()
-        full = torch.full((length, length), float("-inf"), dtype=like.dtype, device=like.device)
-        _causal[key] = full.triu(1).repeat(groups, 1)
-    return _causal[key]
+    return torch.full((length, length), float("-inf"), dtype=dtype, device=device).triu(1).repeat(groups, 1)
 
 
 def _one(q, k, v, scale):
@@ -265,7 +249,7 @@ def _one(q, k, v, scale):
         return F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, scale=scale, enable_gqa=True)[0]
     # plain matrix products: faster on short examples than torch's CPU flash kernel in bf16
     q = q.reshape(k.shape[0], groups * tokens, dim)
-    scores = torch.baddbmm(_mask(tokens, groups, q), q, k.transpose(1, 2), alpha=scale)
+    scores = torch.baddbmm(_mask(tokens, groups, q.dtype, q.device), q, k.transpose(1, 2), alpha=scale)
     return (scores.softmax(-1) @ v).view(heads, tokens, dim)
 
 
@@ -275,9 +259,6 @@ def packed_attention(module, query, key, value, attention_mask=None, scaling=Non
     Args:
         query, key, value: (1, heads, tokens, dim), the examples one after the other.
         lengths: tokens of each example, in order; they sum to `tokens`.
-
-    Returns:
-        (1, tokens, heads, dim), and None for the weights.
     """
     if lengths is None or sum(lengths) != query.shape[2]:
         raise ValueError(f"packed attention needs the lengths of the examples, summing to {query.shape[2]} tokens")

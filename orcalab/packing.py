@@ -28,15 +28,10 @@ class Packed(NamedTuple):
 
 
 class Plan(OnDisk):
-    """Packs in the order they are trained, each a list of example numbers; two flat arrays, so that millions of packs are light.
-
-    Args:
-        members: int32, the example numbers of all packs, one pack behind the other.
-        ends: where each pack ends in `members`.
-    """
+    """Packs in the order they are trained, each a list of example numbers; two flat arrays, so that millions of packs are light."""
 
     def __init__(self, members, ends):
-        self.members, self.ends = members, ends
+        self.members, self.ends = members, ends  # int32, the numbers of one pack behind those of another; where each pack ends in them
 
     def __len__(self):
         return len(self.ends)
@@ -59,14 +54,6 @@ def _sorted(values):
     return np.argsort(values.astype(np.uint16) if values.max(initial=0) < 1 << 16 else values, kind="stable")
 
 
-def _grouped(pack_of):
-    """Return the Plan of the pack that each example is in, every pack in use."""
-    low, high = pack_of & 0xFFFF, pack_of >> 16  # two radix sorts: twice as fast as one sort of 32 bits
-    order = _sorted(low)
-    order = order[_sorted(high[order])]
-    return Plan(order.astype(np.int32), np.cumsum(np.bincount(pack_of)))
-
-
 def best_fit(lengths, seq_len, seed=0):
     """Plan packs: long examples are spread by chance, the short ones then fill what is left, each where it fits tightest.
 
@@ -76,9 +63,6 @@ def best_fit(lengths, seq_len, seed=0):
     rest goes longest first into the pack with the least room that is enough; a new pack is begun when none is. All
     packs with the same room are alike, so this is done for all examples of a length together: the time is that of sorting.
     At last the emptiest fifth is packed once more, by lengths alone, if that saves a pack.
-
-    Returns:
-        Plan.
 
     >>> list(best_fit([3, 5, 2, 6], 8))
     [[0, 1], [2, 3]]
@@ -109,7 +93,10 @@ def best_fit(lengths, seq_len, seed=0):
     fewer = _fill(lengths[again], np.empty(0, np.int32), seq_len)
     if fewer.max() + 1 < (sums[emptiest] > 0).sum():
         pack_of[again] = emptiest[fewer]
-    return _grouped((np.cumsum(np.bincount(pack_of) > 0) - 1)[pack_of])
+    pack_of = (np.cumsum(np.bincount(pack_of) > 0) - 1)[pack_of]  # every pack in use
+    order = _sorted(pack_of & 0xFFFF)  # two radix sorts: twice as fast as one sort of 32 bits
+    order = order[_sorted(pack_of[order] >> 16)]
+    return Plan(order.astype(np.int32), np.cumsum(np.bincount(pack_of)))
 
 
 def _fill(lengths, room, seq_len):
@@ -174,9 +161,6 @@ def plan(lengths, seq_len, packs_needed=None, method="best_fit", seed=0, epochs=
 
     Returns:
         Plan. A pure function of its arguments; each epoch packs anew.
-
-    Raises:
-        ValueError: no examples, one without tokens, or one longer than `seq_len`; says which, and by how much.
     """
     if not len(lengths):
         raise ValueError("there are no examples to pack")
@@ -212,9 +196,6 @@ def pack(examples, packs, seq_len, pad_id=0):
     Args:
         examples: (ids, mask) pairs, in tokens; mask 1 is learned.
         packs: lists of example numbers, from `plan`.
-
-    Returns:
-        Packed.
 
     Paper: Orca 2, "Training", on packing.
 

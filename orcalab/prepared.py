@@ -16,8 +16,6 @@ from orcalab.strategies import CAUTIOUS
 COLUMNS = ("id", "source", "task", "strategy", "teacher", "original_system", "answer", "explanation", "kind", "text")
 
 
-# ---------------------------------------------------------------------------------------------- shards
-
 def write_shard(path, block, first=0):
     """Write a Block as an Arrow file, whole or not at all; what it counts goes into the file's metadata."""
     import pyarrow as pa
@@ -32,32 +30,26 @@ def write_shard(path, block, first=0):
                 "learned": pa.ListArray.from_arrays(ends(block.lengths), flat(block.masks, np.int8)),
                 "tag": pa.array([tags[t] for t in block.tags], pa.int32()), "item": pa.array([first + i for i in block.items], pa.int32())}
     counts = {"tags": list(tags), "report": block.report, "hits": [[*k, n] for k, n in sorted(block.hits.items())]}
-    table = pa.table(columns).replace_schema_metadata({"orcalab": json.dumps(counts)})
-    side = path.with_suffix(".part")
-    with pa.OSFile(str(side), "wb") as f, pa.ipc.new_file(f, table.schema) as out:
-        out.write_table(table)
+    batch, side = pa.RecordBatch.from_pydict(columns, metadata={"orcalab": json.dumps(counts)}), path.with_suffix(".part")
+    with pa.OSFile(str(side), "wb") as f, pa.ipc.new_file(f, batch.schema) as out:
+        out.write_batch(batch)
     side.replace(path)
 
 
 def read_shard(path):
-    """Return (table, counts) of an Arrow file, mapped from disk."""
+    """Return (record batch, counts) of an Arrow file, mapped from disk."""
     import pyarrow as pa
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
-        return table, json.loads(table.schema.metadata[b"orcalab"])
+        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        return batch, json.loads(batch.schema.metadata[b"orcalab"])
     except (pa.ArrowInvalid, OSError, KeyError, TypeError) as e:
         raise ValueError(f"{path.parent} is damaged: {path.name} cannot be read ({str(e)[:60]}); delete it") from None
 
 
 def values_of(table, name):
     """Return the flat values of a list column as an array, and where each list ends."""
-    column = table[name].chunk(0) if table[name].num_chunks else None
-    if column is None:
-        return np.zeros(0, np.int32), np.zeros(0, np.int64)
-    return column.values.to_numpy(), column.offsets.to_numpy()[1:].astype(np.int64)
+    return table[name].values.to_numpy(), table[name].offsets.to_numpy()[1:].astype(np.int64)
 
-
-# ---------------------------------------------------------------------------------------------- folder
 
 class Stored(Stacked):
     """The rows of a prepared folder."""
@@ -112,8 +104,6 @@ def open_prepared(folder):
     return Prepared(folder, made, Examples(tables), plan, Stored(tables))
 
 
-# ----------------------------------------------------------------------------------------------- audit
-
 def leaks(row, parts, encoder):
     """Tell whether the message that was erased from a row can be read in the ids of its example behind the system turn; `parts` are those of the encoder."""
     return bool(row.original_system) and encoder.tokens.as_read(row.original_system).encode() in said(parts, encoder)
@@ -130,9 +120,6 @@ def audit(prepared, tokenizer):
 
     Returns:
         dict: erased rows, different erased texts, rows that leak (0, unless the folder was changed, or a row says what was erased from another).
-
-    Raises:
-        ValueError: a row whose ids are not its messages'; says which.
     """
     cfg, erased, leaking = prepared.card["config"], 0, 0
     e = chatml.encoder(tokenizer, cfg["template"])

@@ -31,7 +31,6 @@ class Progress:
         self.total, self.what, self.every = total, what, every
         self.done, self.before, self.begun, self.last, self.note = 0, 0, time.time(), 0.0, ""
         self.file = os.environ.get("ORCALAB_PROGRESS")
-        self.silent = not what
         watched = bool(what) and (sys.stdout.isatty() or ("ipykernel" in sys.modules and not self.file))
         self.bar = None
         if watched:
@@ -44,7 +43,7 @@ class Progress:
     def __exit__(self, *error):
         if self.bar is not None:
             self.bar.close()
-        elif error[0] is None and not self.silent:
+        elif error[0] is None and self.what:
             self._line(final=True)
 
     def advance(self, units=1, note=""):
@@ -53,9 +52,9 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix_str(self.note, refresh=False)
             self.bar.update(units)
-        elif not self.silent and time.time() - self.last >= self.every:
+        elif self.what and time.time() - self.last >= self.every:
             self._line()
-        if self.file and not self.silent:
+        if self.file and self.what:
             state = {"what": self.what, "done": self.done, "total": self.total, "left": self.left, "note": self.note}
             Path(self.file).write_text(json.dumps(state), encoding="utf-8")
 

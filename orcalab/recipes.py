@@ -45,6 +45,24 @@ def laptop():
     return Recipe(name="laptop", base="smollm2-135m", stages=(flan, chatgpt, gpt4, control), tasks=TASKS)
 
 
+def ablation():
+    """Four ways to teach the same rows: bare answers, explained under the strategy's message, the same erased, and explained under Orca 1's messages.
+
+    Paper: none; Orca 2 erases strategies and does not measure what that adds, and neither paper has a control of bare answers.
+    Departs: rows, model and teacher are the laptop recipe's. All four start from its first stage, with the same 400 rows in the same order of questions
+    and the same number of tokens; a shorter example is seen more often. Each is asked under four messages: the cautious one, none, the one that asks for
+    the task's own strategy, and one that asks for the opposite (a bare answer where steps are needed, steps where a bare answer should do).
+    Cost, Result: benchmarks/ablation.json, and the table that is made from it in LOG.md.
+    """
+    big = laptop()
+    first = big.stages[0]
+    kept = replace(big.stages[1], name="explained_kept", start="stage1_flan", rows="procedural:400", system="strategy", steps=64, lr=3e-4, stream=2)
+    erased = replace(kept, name="explained_erased", system="cautious")
+    generic = replace(kept, name="explained_generic", system="orca1")
+    bare = replace(erased, name="bare_answers", answers="gold")
+    return replace(big, name="ablation", stages=(first, bare, kept, erased, generic), questions=30, messages="cautious, empty, right, wrong")
+
+
 def smoke():
     """The same corridor in seconds: a random model of under a million parameters that reads bytes.
 
@@ -119,7 +137,7 @@ def orca_8k():
     return Recipe(name="orca_8k", base="meta-llama/Llama-2-13b-hf", stages=(stage,), tasks=TASKS)
 
 
-RECIPES = {"laptop": laptop, "smoke": smoke, "orca2_7b": orca2_7b, "orca_8k": orca_8k}
+RECIPES = {"laptop": laptop, "ablation": ablation, "smoke": smoke, "orca2_7b": orca2_7b, "orca_8k": orca_8k}
 
 
 def get(recipe="laptop", **changes):

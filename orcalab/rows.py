@@ -13,7 +13,7 @@ import numpy as np
 
 from orcalab import chatml
 from orcalab.config import RowError, choose, listed, nearest
-from orcalab.strategies import FLAN_COT
+from orcalab.families import family_of
 
 FIELDS = ("messages", "text", "system_prompt", "question", "response", "id", "source", "task", "strategy", "teacher",
           "original_system", "answer", "explanation", "kind")
@@ -40,11 +40,7 @@ class Row:
 
 
 def parse(path, number, text):
-    """Return the object of a JSONL line.
-
-    Raises:
-        RowError: file:line; a line that is not JSON, or not an object.
-    """
+    """Return the object of a JSONL line."""
     try:
         item = json.loads(text)
     except json.JSONDecodeError as e:
@@ -56,11 +52,7 @@ def parse(path, number, text):
 
 
 def row_of(item, where, source, number):
-    """Return the row of a dictionary: `messages`, or `system_prompt` / `question` / `response`, or `text` alone.
-
-    Raises:
-        RowError: where, and the field: a missing or misspelt one, or a conversation that does not end with the assistant.
-    """
+    """Return the row of a dictionary: `messages`, or `system_prompt` / `question` / `response` (without that, the gold `answer` is the response), or `text` alone."""
     for key in item.keys() - KNOWN:  # words that nobody reads would be lost without a word
         meant = OTHERS.get(key) if "messages" not in item else None
         if (meant := meant or "".join(get_close_matches(key, ["system_prompt"], 1, 0.85))) and meant not in item:
@@ -69,7 +61,8 @@ def row_of(item, where, source, number):
         if twice := sorted({"system_prompt", "question", "response", "text"} & set(item)):
             raise RowError(f"{where}: 'messages' and {twice}: a row has the one or the other")
         messages = item["messages"]
-    elif {"question", "response"} <= set(item):
+    elif {"question", "response"} <= set(item) or {"question", "answer"} <= set(item) and not get_close_matches("response", item.keys() - KNOWN, 1, 0.7):
+        item = {"response": item.get("answer"), **item}
         system = [{"role": "system", "content": item["system_prompt"]}] if item.get("system_prompt") else []
         asked, said = ("" if item[k] is None else item[k] for k in ("question", "response"))
         messages = [*system, {"role": "user", "content": asked}, {"role": "assistant", "content": said}]
@@ -109,7 +102,7 @@ def tsv(path, number, text):
                        f"fields{f', empty: {empty}' if empty else ''}")
     question, answer, explanation = parts
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return Row(id=f"{name}-{number}", source="flan_cot", task=name, strategy=FLAN_COT.get(name, "explain-then-answer"),
+    return Row(id=f"{name}-{number}", source="flan_cot", task=name, strategy=family_of(name).strategy,
                teacher="human", messages=messages, answer=answer, explanation=explanation, where=f"{path}:{number}")
 
 
@@ -147,14 +140,7 @@ class Stacked(OnDisk):
 
 
 class Lines(OnDisk):
-    """The rows of files, a line each: some 18 bytes a row in memory. Can be sent to another process.
-
-    Args:
-        reader: makes a Row of (path, line number, text).
-
-    Raises:
-        RowError: an empty file; and, when a row is asked for, whatever is wrong with its line.
-    """
+    """The rows of files, a line each, that `reader` makes of (path, line number, text): some 18 bytes a row in memory. Can be sent to another process."""
 
     def __init__(self, paths, reader):
         self.paths, self.reader, self.open = [Path(p) for p in paths], reader, {}  # open: files, as far as rows were asked for
@@ -195,11 +181,7 @@ class Lines(OnDisk):
 
 
 def files(paths, suffixes, pattern="*", leave_out=None):
-    """Return the readable files behind comma-separated paths of files and folders, sorted.
-
-    Args:
-        pattern: which files of a folder, as in Path.glob.  leave_out: a regular expression of names inside a folder that are not wanted.
-    """
+    """Return the readable files behind comma-separated paths of files and folders, sorted; of a folder those of `pattern`, less those that `leave_out` finds."""
     found = []
     for path in map(Path, listed(paths)):
         if not path.exists():

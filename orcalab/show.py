@@ -10,9 +10,11 @@ import plotly.graph_objects as go
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and on light and dark ground alike
 BLUE, ORANGE, GREEN, SKY, PURPLE, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#CC79A7", "#D55E00", "#8A8A8A"
-COLOURS = {"base": GREY, "stage1_flan": SKY, "stage2_chatgpt": BLUE, "stage3_gpt4": GREEN, "answer_only": ORANGE}
+COLOURS = {"bare_answers": ORANGE, "explained_kept": PURPLE, "explained_erased": GREEN, "explained_generic": BLUE, "base": GREY, "stage1_flan": SKY, "stage2_chatgpt": BLUE, "stage3_gpt4": GREEN, "answer_only": ORANGE}
 NAMES = {"base": "base model", "stage1_flan": "stage 1: short answers", "stage2_chatgpt": "stage 2: explained",
-         "stage3_gpt4": "stage 3: strategies, erased", "answer_only": "control: answers only"}
+         "stage3_gpt4": "stage 3: strategies, erased", "answer_only": "control: answers only",
+         "bare_answers": "answers only", "explained_kept": "explained, strategy kept", "explained_erased": "explained, strategy erased", "explained_generic": "explained, Orca 1's messages",
+         "right": "the right strategy", "wrong": "a wrong strategy", "cautious": "the cautious message", "empty": "no message"}
 KINDS = {"special": (PURPLE, 35), "byte": (ORANGE, 33), "digit": (SKY, 36), "character": (BLUE, 34), "piece": (GREY, 90)}  # also for a terminal
 
 
@@ -91,6 +93,19 @@ def macro(scores):
                 text=[f"{s['macro']:.0%}" for s in scores], textposition="inside", insidetextanchor="start", textfont_color="white",
                 error_y={"type": "data", "symmetric": False, "array": [s["high"] - s["macro"] for s in scores],
                          "arrayminus": [s["macro"] - s["low"] for s in scores], "color": "#777"})
+    fig.update_yaxes(range=[0, 1], tickformat=".0%")
+    return fig
+
+
+def messages(scores):
+    """Draw accuracy under each system message, a point with its 95 % interval for each student."""
+    systems, students = (list(dict.fromkeys(s[k] for s in scores)) for k in ("system", "student"))
+    fig = _figure("How each student does, by what it is told", "", "accuracy (mean over tasks)", height=440, scattermode="group", scattergap=0.5)
+    for name in students:
+        own = [next(s for s in scores if (s["student"], s["system"]) == (name, system)) for system in systems]
+        fig.add_scatter(x=[NAMES.get(s, s) for s in systems], y=[s["macro"] for s in own], mode="markers", name=NAMES.get(name, name), offsetgroup=name,
+                        marker={"size": 12, "color": COLOURS.get(name, GREY)},
+                        error_y={"type": "data", "symmetric": False, "array": [s["high"] - s["macro"] for s in own], "arrayminus": [s["macro"] - s["low"] for s in own], "thickness": 1.5, "width": 5})
     fig.update_yaxes(range=[0, 1], tickformat=".0%")
     return fig
 
@@ -219,6 +234,13 @@ def task_rows(scores, tasks=()):
               ["  95 % interval", *pad, *(f"{100 * s['low']:.0f} to {100 * s['high']:.0f}" for s in scores)],
               ["tokens an answer", *pad, *(f"{s['tokens']:.0f}" for s in scores)]]
     return lines, ["task", *(["should do"] if direct else []), *(s["student"] for s in scores)]
+
+
+def choice_rows(found):
+    """Return (rows, head) of what evaluate.choose_strategies found: right answers of those asked, a line per family and strategy."""
+    lines = [[f if n == 0 else "", s, "own" if s == c["own"] else "", f"{t['right']} of {t['questions']}", f"{t['tokens']:.0f}", "chosen" if s == c["chosen"] else ""]
+             for f, c in found.items() for n, (s, t) in enumerate(c["tried"].items())]
+    return lines, ["family", "strategy", "ours", "right", "tokens", ""]
 
 
 STYLE = """body{font:16px/1.6 system-ui,sans-serif;max-width:1060px;margin:2em auto;padding:0 1em;color:#222}

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from itertools import accumulate, chain
 from pathlib import Path, PurePosixPath
 from random import Random
@@ -65,10 +65,6 @@ def _plainly(item):
     return _solved(*(ast.literal_eval(t).decode().strip() if re.fullmatch(r"""b(['"]).*\1""", t) else t for t in texts))
 
 
-def _doctor(item):
-    return {"question": f"{item['dialogue']}\n\n{NOTE}", "response": item["section_text"], "strategy": "extract-generate"}
-
-
 @dataclass(frozen=True)
 class Source:
     """A public data set. `rows` is 0 and `licence` "unknown" where we could not confirm them."""
@@ -108,8 +104,9 @@ SOURCES = {
     "numglue": Source("HHazard/numglue", _plainly, ("question", "answer"), "human", "MIT", 71_281),
     "lila": Source("allenai/lila", lambda i: _solved(i["input"], i["output_answer"], task=f"lila_{i['dataset'].removesuffix('.json')}"),
                    ("input", "output_answer", "dataset"), "human", "CC-BY-4.0", 0, "iid/**/*.*", "AddSub, GenArith, Algebra and others", "refs/convert/parquet"),
-    "doctor_patient": Source("har1/MTS_Dialogue-Clinical_Note", _doctor, ("dialogue", "section_text"), "unknown", "MIT", 1_201, "*Train*.*",
-                             "stands in for 2,000 conversations by GPT-4; ACI-Bench would be a test set of the paper"),
+    "doctor_patient": Source("har1/MTS_Dialogue-Clinical_Note",
+                             lambda i: {"question": f"{i['dialogue']}\n\n{NOTE}", "response": i["section_text"], "strategy": "extract-generate"},
+                             ("dialogue", "section_text"), "unknown", "MIT", 1_201, "*Train*.*", "stands in for 2,000 conversations by GPT-4; ACI-Bench would be a test set of the paper"),
     "redpajama": Source("togethercomputer/RedPajama-Data-1T-Sample", dict, ("text",), "none", "unknown", 0, "*.jsonl", "plain text; each subset keeps its terms"),
     "fanfics": Source("atom-in-the-universe/fanfics-10k-50k", lambda i: {"text": i["TEXT"]}, ("TEXT",), "none", "unknown", note="plain text; names no licence: do not pass on"),
 }
@@ -142,12 +139,7 @@ def _row(name, item, path, number):
         _fit(item, name, where)
         told = {k: v for k, v in item.items() if v is not None}
         item = told if any(shape <= told.keys() for shape in SHAPES) else {**{k: "" for k in FIELDS[:5] if k in item}, **told}
-    return row_of(item, where, name or _stem(path), number)
-
-
-@lru_cache
-def _stem(path):
-    return path.stem
+    return row_of(item, where, name or path.stem, number)
 
 
 def _line(name, path, number, text):
@@ -261,9 +253,6 @@ def pools(sources, data=""):
         sources: a source's name (`gsm8k`), a name with a folder laid out as on the hub (`gsm8k:FOLDER`), a path of files with columns of ours, or
             a data set of the hub with columns of ours (`hub:OWNER/NAME`).
         data: folder that holds a folder for each name; empty takes the names from the hub.
-
-    Raises:
-        ValueError, RowError: nothing there, a damaged file, a missing column, files of different schemas; says which.
     """
     out = []
     for name, path in [_where(spec, data) for spec in listed(sources)]:
@@ -279,11 +268,7 @@ def pools(sources, data=""):
 def read(paths, seed=0, check=True):
     """Return every row behind `paths`, files, folders or sources joined by commas, shuffled by `seed` so that files mix (None: in order).
 
-    Args:
-        check: read every row now, in the files' order, and raise for the first that is wrong. `data.prepare` does that anyway.
-
-    Raises:
-        RowError, ValueError: before anything is trained; names file, line and field.
+    With `check`, every row is read now, in the files' order, and the first that is wrong raises. `data.prepare` does that anyway.
     """
     rows = Stacked(pools(str(paths)))
     for _ in rows if check else ():

@@ -71,12 +71,6 @@ STRATEGIES = {
                        f"it; if it fails, try the next one. 3. {FINAL} write what passed every check.",
 }
 
-# The strategy that we chose for each FLAN CoT file (ours: the paper's assignment is not published).
-FLAN_COT = {"aqua": "step-by-step", "gsm8k": "step-by-step", "strategyqa": "recall-reason-generate",
-            "qasc": "recall-then-generate", "ecqa": "explain-then-answer", "sensemaking": "explain-then-answer",
-            "creak": "direct-answer", "esnli": "explain-then-answer"}
-
-
 NAMES = {text: f"orca1-{i}" for i, text in ORCA1.items()} | {text: name for name, text in STRATEGIES.items()} | {CAUTIOUS: "cautious", "": "empty"}
 
 

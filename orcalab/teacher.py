@@ -1,183 +1,277 @@
-"""The procedural teacher: a program that stands in for GPT-4 on the laptop recipe.
+"""The teacher: answers to questions under a strategy's instruction from any OpenAI-compatible endpoint, each kept in the ledger, judged, and made a row."""
 
-It takes questions and gold answers from `reasoning_gym` and writes the worked answer by a named
-strategy. It is a program and nothing else: its explanations are always right and always have the same
-form, which a language model's never do. What transfers is the comparison (explained or not, erased or
-not), not the numbers.
-"""
-
-from importlib.metadata import version
-from itertools import count
+import hashlib
+import json
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+from datetime import datetime, timezone
+from itertools import islice
 from pathlib import Path
+from random import Random
+from typing import NamedTuple
 
-from orcalab import data, mixture, sources
-from orcalab.config import Mix, Part, choose, digest, listed
-from orcalab.data import Row
+from orcalab import corpus, endpoint, families, hygiene
+from orcalab.config import choose, write_json
+from orcalab.dress import dress
+from orcalab.ledger import key_of
+from orcalab.mixture import Mixture
+from orcalab.progress import Progress
+from orcalab.rows import Row
+from orcalab.strategies import FINAL, set_system
 
-TRAIN_STRIDE = 1_000_000  # room between the seeds of two stages; reasoning_gym uses seed + index
-HELD_OUT_SEED = 2_000_000_000  # seeds of held-out questions start here, above every training seed
-
-
-def _chain(total, terms):
-    """Write a running sum, one operation a sentence; terms are signed."""
-    lines = []
-    for term in terms:
-        new = total + term
-        lines.append(f"{total} {'+' if term >= 0 else '-'} {abs(term)} = {new}.")
-        total = new
-    return " ".join(lines)
+WHOLE = ("stop", "end_turn", "eos")  # reasons to end that mean the answer is whole
 
 
-def _leg_counting(meta):
-    from reasoning_gym.arithmetic.leg_counting import ANIMALS
-    facts = [f"{n} {animal} x {ANIMALS[animal]} legs = {n * ANIMALS[animal]}." for animal, n in meta["animals"].items()]
-    legs = [n * ANIMALS[animal] for animal, n in meta["animals"].items()]
-    return " ".join(facts) + "\n" + _chain(legs[0], legs[1:])
+class Query(NamedTuple):
+    """A question as the teacher is asked it."""
+
+    row: Row
+    family: str
+    strategy: str
+    messages: list  # system and user turns, the last a user's
+    follow: tuple = ()  # user turns that follow each answer; the last answer is the one that counts
 
 
-def _chain_sum(meta):
-    words = meta["expression"].split()
-    terms = [int(t) * (-1 if op == "-" else 1) for op, t in zip(words[1::2], words[2::2])]
-    return _chain(int(words[0]), terms)
+# ------------------------------------------------------------------------------------------- what is asked
 
+def queries(rows, cfg, chosen=None, calls=""):
+    """Yield a Query for each row: its question under the message that the stage asks for.
 
-def _simple_equations(meta):
-    """Solve a*x + b = c, where either of the two terms may come first and a may be negative."""
-    x = meta["variable"]
-    left, right = meta["equation"].replace("- ", "-").replace("+ ", "+").split(" = ")
-    a = b = 0
-    for term in left.split():
-        if x in term:
-            a += int(term.replace(f"*{x}", "").replace(x, "1"))
+    Args:
+        rows: a Mixture, or any Rows; what they hold as answer is not shown to the teacher.
+        cfg: the stage's Config. System "strategy" and "cautious" ask under the instruction of the task's family; "orca1", "empty", "none" and "keep"
+            under that message, drawn for each row alike however often it is asked.
+        chosen: {family: strategy}, where a student's results chose another than the family's own.  calls: a name of families.CALLS for all rows; "family" is what each family names; empty is one call a question.
+
+    Raises:
+        ValueError: a row without a question.
+    """
+    several = isinstance(rows, Mixture)
+    for n, item in enumerate(map(rows.item, range(len(rows))) if several else rows):
+        row, system = (item[0][0], item[1].system or cfg.system) if several else (item, cfg.system)
+        asked = [m for m in row.messages if m["role"] == "system"] + [m for m in row.messages[:-1] if m["role"] != "system"]
+        if not asked or asked[-1]["role"] != "user":
+            raise ValueError(f"{row.where or row.id}: holds no question for a teacher")
+        family, follow = families.family_of(row.task, row.kind), ()
+        strategy = (chosen or {}).get(family.name) or (row.strategy or family.strategy if system in ("strategy", "cautious") else "")
+        if system in ("strategy", "cautious"):
+            asked = set_system({"messages": asked}, families.instruction(family, strategy))["messages"]
+            way = family.calls if calls == "family" else calls
+            follow = families.CALLS[choose(way, families.CALLS, "way of several calls")] if way else ()
         else:
-            b += int(term)
-    c, sign, lines = int(right), 1 if a > 0 else -1, []
-    product = f"{abs(a)}*{x}" if abs(a) != 1 else x
-    if b:
-        first, second = (c, -b) if sign > 0 else (b, -c)
-        lines.append(f"{product} = {first} {'+' if second >= 0 else '-'} {abs(second)} = {first + second}.")
-    if abs(a) != 1:
-        lines.append(f"{x} = {sign * (c - b)} / {abs(a)} = {(c - b) // a}.")
-    return " ".join(lines) or f"{x} = {c}."
+            plain = dress(replace(row, strategy="", explanation=""), replace(cfg, system=system, few_shot=0.0), Random(f"{cfg.seed} {row.id} {n}"))
+            asked = plain.messages[:-1]
+        yield Query(row, family.name, strategy, asked, follow)
 
 
-def _calendar_arithmetic(meta):
-    from datetime import date, timedelta
-    start, days = date.fromisoformat(meta["start_date"]), meta["offset_days"]
-    step = timedelta(days=1 if days > 0 else -1)
-    names = [f"{i} {start + step * i:%A}" for i in range(1, abs(days) + 1)]
-    return f"{'On' if days > 0 else 'Back'} from {start:%A}: {', '.join(names)}."
-
-
-def _needle_haystack(meta, question):
-    text, asked = question.rsplit("\n", 1)
-    wanted = asked.removeprefix("Who ").split("?")[0]
-    return "The text says: " + next(s for s in text.split(". ") if s.endswith(wanted)).strip() + "."
-
-
-# One writer per task whose strategy explains; a task answered directly needs none.
-WRITERS = {"leg_counting": _leg_counting, "chain_sum": _chain_sum, "calendar_arithmetic": _calendar_arithmetic,
-           "simple_equations": _simple_equations, "needle_haystack": _needle_haystack}
-
-
-def explain(task, entry):
-    """Return the worked answer to one reasoning_gym entry, without the final-answer line.
-
-    Args:
-        task: a config.Task; its strategy says how.
-        entry: what reasoning_gym returns: question, answer, metadata.
+def of_stage(recipe, cfg, teacher, chosen=None):
+    """Return (Queries, how many) of a stage's rows, the first `teacher.first` of them if that is set.
 
     Raises:
-        ValueError: nobody wrote a worked answer for this task.
+        ValueError: the rows never end, and nothing says how many are to be asked.
     """
-    if task.strategy == "direct-answer":
-        return ""
-    write = WRITERS[choose(task.name, WRITERS, "procedural explanation")]
-    return write(entry["metadata"], entry["question"]) if write is _needle_haystack else write(entry["metadata"])
+    rows, _ = corpus.rows_of(recipe, cfg)
+    if isinstance(rows, Mixture):
+        rows.asks = True
+        total = min(len(rows), teacher.first or len(rows))
+    else:
+        number = cfg.rows.partition(":")[2]
+        total = teacher.first or (int(number) if number.isdigit() else 0)
+    if not total:
+        raise ValueError(f"{cfg.rows} rows never end: say how many questions to ask, as in --first 200")
+    return islice(queries(rows, cfg, chosen, teacher.calls), total), total
 
 
-def entries(task, seed):
-    """Yield the endless questions of a task, from `seed` on: (number, entry)."""
-    import reasoning_gym
-    data = reasoning_gym.create_dataset(task.name, seed=seed, size=TRAIN_STRIDE, **task.settings)
-    for i in count():
-        yield i, data[i]
+# ------------------------------------------------------------------------------------------------- asking
+
+def forecast(asked, total, teacher):
+    """Return, in words, what asking will take at most, from the first hundred questions."""
+    some = [(sum(len(m["content"]) for m in q.messages) / 4, 1 + len(q.follow)) for q in islice(asked, 100)] or [(0, 1)]
+    read, calls = (sum(x) / len(some) for x in zip(*some))
+    write = teacher.max_tokens * calls
+    read = read * calls + write * (calls - 1) / 2  # a further call reads what was said
+    most = total * (read * teacher.price_in + write * teacher.price_out) / 1e6
+    return (f"{total:,} questions, about {round(total * calls):,} calls to {teacher.model}; some {round(total * read):,} tokens to read and at most {round(total * write):,} to write: "
+            f"at most about {most:.2f} {teacher.currency}" + (f", stopped at {teacher.budget:g}" if teacher.budget else ", and no budget is set" if most else ""))
 
 
-def row(task, i, entry, seed):
-    """Return one question as a row whose assistant turn is the gold answer, with its explanation beside."""
-    messages = [{"role": "user", "content": entry["question"].strip()}, {"role": "assistant", "content": entry["answer"]}]
-    return Row(id=f"{task.name}-{seed + i}", source="reasoning_gym", task=task.name, strategy=task.strategy,
-               teacher="procedural", messages=messages, answer=entry["answer"], explanation=explain(task, entry))
+def entry_of(query, teacher, number, messages, answer):
+    """Return the ledger's entry of an answer: what was asked, of whom and for which row, beside what came back."""
+    row = query.row
+    return {"key": key_of(teacher, messages), "id": row.id, "source": row.source, "task": row.task, "family": query.family, "strategy": query.strategy, "call": number,
+            "teacher": teacher.name, "model": teacher.model, **answer, "currency": teacher.currency, "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "licence": teacher.licence, "sampling": teacher.sampling, "messages": messages,
+            "prompt_sha256": hashlib.sha256(json.dumps(messages, ensure_ascii=False).encode("utf-8", "backslashreplace")).hexdigest()}
 
 
-def held_out(tasks, questions):
-    """Return {task name: [entry]} for evaluation, drawn from seeds that training never uses.
-
-    The questions differ from each other too. They are the same for every recipe seed, so students of
-    different seeds answer the same questions.
-    """
-    out = {}
-    for task in tasks:
-        seen, picked = set(), []
-        for i, entry in entries(task, HELD_OUT_SEED):
-            if i > 100 * questions:
-                raise ValueError(f"task {task.name!r} has only {len(picked)} different questions, {questions} are asked")
-            if entry["question"] not in seen:
-                seen.add(entry["question"])
-                picked.append(entry)
-            if len(picked) == questions:
-                break
-        out[task.name] = picked
-    return out
+def walk(query, teacher, ledger):
+    """Follow a question's calls through the ledger; return (messages, number, entry) of the first that is not answered, or of the last one."""
+    messages = query.messages
+    for number, turn in enumerate((*query.follow, None), 1):
+        entry = ledger.get(key_of(teacher, messages))
+        if turn is None or not entry or entry["finish"] not in WHOLE:
+            return messages, number, entry
+        messages = [*messages, {"role": "assistant", "content": entry["answer"]}, {"role": "user", "content": turn}]
 
 
-def procedural(tasks, seed, stream, exclude=frozenset()):
-    """Yield endless rows, tasks in turn.
+def collect(asked, teacher, ledger, total=0):
+    """Ask every question that the ledger has no answer for, many at a time; each answer is in the ledger before the next question is asked.
+
+    Ctrl-C, a cap or an endpoint that is gone end it cleanly: what is in flight is waited for and kept (a second Ctrl-C leaves it). The same call goes on.
 
     Args:
-        seed: the recipe's seed.  stream: streams of different numbers share no question's seed.
-        exclude: user texts that must not be taught (the held-out questions).
-    """
-    first = (1 + seed * 10 + stream) * TRAIN_STRIDE
-    if stream > 9 or first + TRAIN_STRIDE > HELD_OUT_SEED:
-        raise ValueError(f"seed {seed}, stream {stream}: training seeds would reach another stream's or the held-out ones")
-    streams = [(task, entries(task, first)) for task in tasks]
-    while True:
-        for task, stream_ in streams:
-            i, entry = next((i, e) for i, e in stream_ if e["question"].strip() not in exclude)
-            yield row(task, i, entry, first)
+        asked: Queries, read as they are needed.  ledger: a Ledger opened to write.  total: how many Queries, for the time left.
 
-
-def rows_of(recipe, cfg):
-    """Return (rows, origin) of a stage: procedural ones, or those of the mixture, sources or files that `rows` names; "stream:NAME" reads a source as it comes.
-
-    No procedural row holds a held-out question. `origin` identifies the rows for the prepared folder.
+    Returns:
+        Counter: new calls answered, questions known from before, unanswered, and "stopped: why".
 
     Raises:
-        ValueError: `rows` names nothing that is there; says what is near.
+        ValueError: the endpoint refuses to serve: no such model, a wrong key, settings that it does not know. What it says stands in the message, never the key.
     """
-    if cfg.rows == "procedural":
-        exclude = frozenset(e["question"].strip() for q in held_out(recipe.tasks, recipe.questions).values() for e in q)
-        origin = [[t.name, t.strategy, t.settings] for t in recipe.tasks] + [cfg.seed, cfg.stream, recipe.questions]
-        origin += [version("reasoning-gym"), digest(Path(__file__).read_text(encoding="utf-8"))]  # another writer, other rows
-        return procedural(recipe.tasks, cfg.seed, cfg.stream, exclude), origin
-    if cfg.rows.startswith("stream:"):
-        name = cfg.rows.removeprefix("stream:")
-        if not cfg.steps:
-            raise ValueError(f"rows {cfg.rows!r} come as a stream, whose end is not known: say how many steps, or take {name!r} whole")
-        if odd := [w for w in listed(cfg.drop) if w in ("near", "refusals", "wrong")] + [f"scale {cfg.scale}"] * (cfg.scale < 1):
-            raise ValueError(f"rows {cfg.rows!r} come as a stream, from which {odd[0]} cannot be chosen: take {name!r} whole")
-        return sources.stream(name, cfg.data), ["stream", *sources.origin(name, cfg.data, fetch=False)]
-    mix = next((m for m in recipe.mixes if m.name == cfg.rows), Mix("rows", (Part("rows", cfg.rows),)))
-    for spec in listed(cfg.rows) if mix.name == "rows" else ():
-        if not {":", "/", "."} & set(spec) and not Path(spec).exists():
-            choose(spec, [*(m.name for m in recipe.mixes), *sources.SOURCES], "mixture, source, file or folder")
-    rows = mixture.Mixture(mix, cfg)
-    return rows, rows.origin
+    pace = endpoint.Pace(teacher.requests_a_minute, teacher.tokens_a_minute)
+    client, source, said = endpoint.client_of(teacher, pace), iter(asked), Counter()
+    turn, stop, going, fatal, row_of_failures = threading.RLock(), threading.Event(), set(), [], 0
+    guess = lambda messages: sum(len(m["content"]) for m in messages) // 4 + teacher.max_tokens // 2
+
+    def halt(why):
+        if not stop.is_set():
+            stop.set()
+            said[f"stopped: {why}"] += 1
+
+    def spent():
+        if teacher.budget and (cost := ledger.cost[teacher.currency]) >= teacher.budget:
+            halt(f"the budget of {teacher.budget:g} {teacher.currency} is used up ({cost:.4f} in the ledger)")
+        if teacher.token_budget and ledger.tokens >= teacher.token_budget:
+            halt(f"the budget of {teacher.token_budget:,} tokens is used up ({ledger.tokens:,} in the ledger)")
+
+    def work():
+        try:
+            while True:
+                with turn:
+                    query = None if stop.is_set() else next(source, None)
+                if query is None:
+                    return
+                one(query)
+        except Exception as e:  # of a row, of the disk: for the main thread to raise
+            fatal.append(e)
+            stop.set()
+
+    def one(query):
+        nonlocal row_of_failures
+        fresh = False
+        while True:
+            with turn:
+                messages, number, entry = walk(query, teacher, ledger)
+                key = key_of(teacher, messages)
+                if entry or key in going:  # answered; or the same words are being asked for another row
+                    said["known from before"] += not fresh
+                    bar.advance(1, note())
+                    return
+                spent()
+                if stop.is_set():
+                    return
+                going.add(key)
+            try:
+                made = entry_of(query, teacher, number, messages, endpoint.call(client, teacher, messages))
+            except endpoint.Unanswered as e:
+                with turn:
+                    failed(e)
+                return
+            finally:
+                going.discard(key)
+            with turn:
+                if made["finish"] == "error" and not said["new calls"]:
+                    raise ValueError(f"the endpoint refuses the first question ({query.row.where or query.row.id}): {made['error']}")
+                ledger.write(made)
+                pace.correct(made["tokens_in"] + made["tokens_out"] - guess(messages))
+                row_of_failures, fresh = 0, True
+                said["new calls"] += 1
+
+    def failed(e):
+        nonlocal row_of_failures
+        row_of_failures += 1
+        said.update(["unanswered"])
+        bar.advance(1, note())
+        if e.refused:
+            fatal.append(ValueError(f"the endpoint {client.base_url} refuses: {e}"))
+            stop.set()
+        elif row_of_failures >= teacher.concurrency:
+            halt(f"{row_of_failures} questions in a row had no answer after {teacher.retries + 1} tries each, the last: {e}")
+
+    def note():
+        cost = ", ".join(f"{v:.4f} {c}" for c, v in ledger.cost.items())
+        return f"{said['new calls'] / max(time.time() - bar.begun, 1e-9):.1f} calls/s, {ledger.tokens:,} tokens, {cost or 'nothing'} spent"
+
+    with client, Progress(total, f"ask {teacher.name}") as bar:
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(teacher.concurrency)]
+        try:
+            for t in threads:
+                t.start()
+            while any(t.is_alive() for t in threads):
+                threads[0].join(0.1) if threads[0].is_alive() else time.sleep(0.05)
+        except KeyboardInterrupt:
+            halt("you stopped it")
+            print(f"\nstopping: waiting for {len(going)} calls in flight (Ctrl-C again leaves them)", flush=True)
+            for t in threads:
+                t.join()
+    if fatal:
+        raise fatal[0] from None
+    return said
 
 
-def prepare(recipe, cfg, tokenizer):
-    """Prepare a stage's rows, or open the folder if the same inputs made it already; return data.Prepared."""
-    rows, origin = rows_of(recipe, cfg)
-    return data.prepare(rows, cfg, tokenizer, Path(cfg.out) / "prepared", origin, recipe.against)
+# ------------------------------------------------------------------------------------------------ judging
+
+def verdict(query, entry, drop=(), moderate=None):
+    """Tell why an answer should not be learned, in a word or two; "" if it should.
+
+    Args:
+        entry: of the ledger, None if there is none.  drop: "wrong" leaves out answers whose result contradicts the row's gold answer.
+        moderate: a function that says of a text what is the matter with it, "" for nothing.
+    """
+    if not entry:
+        return "unanswered"
+    said = entry["answer"]
+    if entry["finish"] not in WHOLE:
+        return {"length": "cut off", "content_filter": "filtered", "refusal": "refusal"}.get(entry["finish"], entry["finish"])
+    if not said.strip():
+        return "empty"
+    if hygiene.refuses(said):
+        return "refusal"
+    if query.messages[0]["role"] == "system" and FINAL in query.messages[0]["content"] and FINAL not in said:
+        return "format"
+    if "wrong" in drop and query.row.answer and hygiene.agrees(said, query.row.answer) is False:
+        return "wrong"
+    return "moderated: " + why if moderate and (why := moderate(said)) else ""
+
+
+def rows_from(asked, teacher, ledger, folder, drop=(), moderate=None):
+    """Write the ledger's answers to `asked` as rows: `rows.jsonl`, ready for a stage's `rows`, and `dropped.jsonl` with the reason for each that is not.
+
+    A row keeps the message that the teacher was asked under as its system turn, so that a stage can show, erase or replace it.
+
+    Returns:
+        Counter: rows kept, dropped by reason, and of the kept ones how many agree with the gold answer, contradict it, or cannot be compared.
+    """
+    folder, said = Path(folder), Counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [folder / "rows.jsonl", folder / "dropped.jsonl"]
+    sides = [p.with_suffix(".part") for p in names]
+    with open(sides[0], "w", encoding="utf-8", newline="\n") as kept, open(sides[1], "w", encoding="utf-8", newline="\n") as dropped:
+        for query in asked:
+            entry = walk(query, teacher, ledger)[2]
+            why, row = verdict(query, entry, drop, moderate), query.row
+            if why == "unanswered":
+                said[why] += 1
+                continue
+            item = {"id": row.id, "source": row.source, "task": row.task, "strategy": query.strategy, "teacher": teacher.name, "answer": row.answer, "kind": row.kind,
+                    "messages": [*query.messages, {"role": "assistant", "content": entry["answer"]}]}
+            said[f"dropped: {why}" if why else "kept"] += 1
+            if not why and row.answer:
+                said[{True: "right", False: "wrong", None: "not comparable"}[hygiene.agrees(entry["answer"], row.answer)]] += 1
+            (dropped if why else kept).write(json.dumps({"why": why} | item if why else item, ensure_ascii=False) + "\n")
+    for side, name in zip(sides, names):
+        side.replace(name)
+    write_json(folder / "teach.json", {"teacher": vars(teacher), "counts": said})
+    return said

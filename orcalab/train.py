@@ -33,10 +33,7 @@ def learning_rate(cfg, step):
 
 
 class Masters:
-    """fp32 master weights under a bf16 model: small updates add up instead of rounding away.
-
-    For an fp32 model, master and weight are the same tensor.
-    """
+    """fp32 master weights under a bf16 model: small updates add up instead of rounding away. In fp32, master and weight are the same tensor."""
 
     def __init__(self, model, cfg, still=()):
         self.names, self.weights = zip(*[(n, p) for n, p in model.named_parameters() if p.requires_grad])
@@ -94,13 +91,8 @@ def preflight(model, prepared, tokenizer, cfg, folder):
     each by itself, and changing the first leaves the second's states untouched. The first examples, alone, equal the model's own
     forward pass, with transformers' attention and full logits. Targets decode to the assistant's words. There is
     disk for two checkpoints and a model.
-
-    Raises:
-        ValueError, OSError: which check failed, by how much, and what to change.
     """
-    members = prepared.plan[0][:2]
-    if len(members) < 2:
-        members = members * 2
+    members = (prepared.plan[0] * 2)[:2]  # one alone stands beside itself
     device = next(model.parameters()).device
 
     def run(which, spoil=None):
@@ -111,15 +103,14 @@ def preflight(model, prepared, tokenizer, cfg, folder):
         with torch.no_grad():
             states = models.hidden(model, ids, position, lengths)
             loss = models.loss_sum(model, ids, position, lengths, labels)[0]
-        return loss.item() / int((labels >= 0).sum()), states[lengths[0]:]
+        return loss.item(), int((labels >= 0).sum()), states[lengths[0]:]
 
     model.eval()
-    (both, second), alone = run(members), [run([i])[0] for i in members]
-    sizes = [int(prepared.examples[i][1][1:].sum()) for i in members]
-    apart = sum(a * s for a, s in zip(alone, sizes)) / sum(sizes)
-    leak = (run(members, spoil=int(tokenizer.eos_token_id))[1] - second).abs().max().item()
+    (both, targets, second), alone = run(members), sum(run([i])[0] for i in members)
+    both, apart = both / targets, alone / targets
+    leak = (run(members, spoil=int(tokenizer.eos_token_id))[2] - second).abs().max().item()
     several = [i for pack in prepared.plan[:4] for i in pack][:16]  # logits in bf16 are off by a tenth: over a few targets that would not average out
-    ours = sum(run([i])[0] * int(prepared.examples[i][1][1:].sum()) for i in several)
+    ours = sum(run([i])[0] for i in several)
     model.set_attn_implementation("sdpa")
     theirs, number = 0.0, 0
     for i in several:
@@ -173,18 +164,6 @@ def save_checkpoint(folder, step, masters, seal):
         shutil.rmtree(p)
 
 
-def seal_of(cfg, prepared, weights, dtype):
-    """Return what a run depends on, `weights` being the digest it starts from; a changed part refuses to resume."""
-    return {"config": cfg.settings, "data": prepared.folder.name, "tokenizer": prepared.card["made_of"]["tokenizer"], "weights": weights,
-            "dtype_used": str(dtype)}
-
-
-def difference(old, new):
-    """Say in words where two seals differ."""
-    flat = [{**s["config"], **{k: s.get(k) for k in ("data", "tokenizer", "weights", "dtype_used")}} for s in (old, new)]
-    return ", ".join(f"{k}: {flat[0].get(k)!r} -> {v!r}" for k, v in flat[1].items() if flat[0].get(k) != v)
-
-
 def train(cfg, prepared, start=None):
     """Train one stage and return its results; a finished run is read, a broken-off one goes on.
 
@@ -193,27 +172,23 @@ def train(cfg, prepared, start=None):
         prepared: data.Prepared for it.
         start: what to start from: a model name or folder; cfg.base if None.
 
-    Returns:
-        dict: steps, tokens, targets, first and last loss, seconds, tokens_per_s.
-
-    Raises:
-        ValueError: the folder holds a run with other settings; says which differ.
-
     Paper: Orca 2, "Training" (loss on the teacher's tokens, packing, bf16). Optimizer, learning rate and
     batch size are unpublished: ours are AdamW(0.9, 0.95), see the recipe.
     """
     folder = cfg.folder
     device, dtype = models.pick(cfg.device, cfg.dtype)
-    seal = json.loads(json.dumps(seal_of(cfg, prepared, models.weights_digest(start or cfg.base), dtype)))
+    made, weights = prepared.card["made_of"]["tokenizer"], models.weights_digest(start or cfg.base)
+    seal = {"config": cfg.settings, "data": prepared.folder.name, "tokenizer": made, "weights": weights, "dtype_used": str(dtype)}  # whatever changes in it refuses to resume
+    seal = json.loads(json.dumps(seal))
     if (folder / "config.json").exists() and (old := read_json(folder / "config.json"))["seal"] != seal:
-        raise ValueError(f"{folder} holds a run with other inputs ({difference(old['seal'], seal)}); "
+        was, now = ({**s["config"], **s, "config": None} for s in (old["seal"], seal))
+        raise ValueError(f"{folder} holds a run with other inputs ({', '.join(f'{k}: {was.get(k)!r} -> {v!r}' for k, v in now.items() if was.get(k) != v)}); "
                          "choose another out, or delete that folder")
     if cfg.finished:
         return read_json(folder / "results.json")
     record, cfg = cfg, replace(cfg, steps=prepared.steps)  # what epochs came to
     model, tokenizer, origin = models.load(start or cfg.base, dtype, device, cfg.template)
-    made, own = prepared.card["made_of"]["tokenizer"], chatml.fingerprint(tokenizer)
-    if made != own:
+    if made != (own := chatml.fingerprint(tokenizer)):
         raise ValueError(f"{prepared.folder} was made with another tokenizer or template ({made}, the model's is {own}); "
                          "prepare the rows again with this model")
     preflight(models.isolate(model), prepared, tokenizer, cfg, folder)

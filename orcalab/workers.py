@@ -1,6 +1,5 @@
 """Several processes that do the same job on numbered pieces of work, their results in order."""
 
-import mmap
 import os
 import pickle
 import signal
@@ -12,17 +11,14 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+
 _work = None  # what this process works on
 
 
 def _start(folder):
     global _work
-    whole, at, buffers = memoryview(mmap.mmap(os.open(folder / "arrays", os.O_RDONLY), 0, access=mmap.ACCESS_READ)), 64, []
-    work, sizes = pickle.loads((folder / "work").read_bytes())
-    for size in sizes:
-        buffers.append(whole[at : at + size])
-        at += size + -size % 64
-    _work = pickle.loads(work, buffers=buffers)
+    _work = pickle.loads((folder / "work").read_bytes(), buffers=[np.load(p, mmap_mode="r") for p in sorted(folder.glob("*.npy"))])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()  # nor outlive it
 
@@ -38,21 +34,15 @@ def cores():
 
 @contextmanager
 def shared(work, processes):
-    """Give a function each(job, numbers) that yields job(work, number) in order, from several processes if there are to be several.
-
-    Args:
-        work: anything that can be pickled.  processes: how many; 1 works in this one.
-    """
+    """Give a function each(job, numbers) that yields job(work, number) in order, from several processes, or from this one if there is to be one."""
     if processes <= 1:
         yield lambda job, numbers: (job(work, n) for n in numbers)
         return
     with TemporaryDirectory() as side, ProcessPoolExecutor(processes, get_context("spawn"), _start, (Path(side),)) as pool:
-        arrays = []  # they are mapped by all processes: a copy for each would grow with the rows
-        spoken = pickle.dumps(work, 5, buffer_callback=lambda a: arrays.append(a.raw()))
-        Path(side, "work").write_bytes(pickle.dumps((spoken, [len(a) for a in arrays])))  # a file: a pipe to a process that died would block
-        with open(Path(side, "arrays"), "wb") as f:
-            f.write(bytes(64))  # an empty file cannot be mapped
-            f.writelines(part for a in arrays for part in (a, bytes(-len(a) % 64)))
+        arrays = []
+        Path(side, "work").write_bytes(pickle.dumps(work, 5, buffer_callback=arrays.append))  # a file: a pipe to a process that died would block
+        for number, array in enumerate(arrays):  # they are mapped by all processes: a copy for each would grow with the rows
+            np.save(Path(side, f"{number:09d}.npy"), np.asarray(array.raw()))
 
         def each(job, numbers):
             waiting = deque()

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from conftest import ROOT, talk
 
-from orcalab import chatml, data, model as models, packing, recipes, sources, strategies, teacher
+from orcalab import chatml, corpus, data, model as models, packing, recipes, sources, strategies
 from orcalab.config import Config, RowError
 from orcalab.data import Row
 
@@ -253,26 +253,26 @@ def test_rows_whose_answer_no_stage_can_choose_are_counted(tokenizer):
 
 def test_rows_of_a_file_come_in_another_order_in_each_stream(tmp_path, recipe):
     (tmp_path / "r.jsonl").write_text("".join(json.dumps({"question": str(n), "response": "x"}) + "\n" for n in range(50)))
-    order = {s: [r.id for r in teacher.rows_of(recipe, Config(rows=str(tmp_path / "r.jsonl"), stream=s))[0]] for s in (1, 2, 3)}
+    order = {s: [r.id for r in corpus.rows_of(recipe, Config(rows=str(tmp_path / "r.jsonl"), stream=s))[0]] for s in (1, 2, 3)}
     assert len({tuple(v) for v in order.values()}) == 3 and len({frozenset(v) for v in order.values()}) == 1
 
 
 def test_another_message_makes_another_folder(recipe, tokenizer, monkeypatch):
     cfg = recipe.stage("stage3_gpt4")
-    first = teacher.prepare(recipe, cfg, tokenizer).folder
-    assert teacher.prepare(recipe, cfg, tokenizer).folder == first
+    first = corpus.prepare(recipe, cfg, tokenizer).folder
+    assert corpus.prepare(recipe, cfg, tokenizer).folder == first
     monkeypatch.setattr(data, "STRATEGIES", {**data.STRATEGIES, "step-by-step": "Go slowly."})
-    assert teacher.prepare(recipe, cfg, tokenizer).folder != first
+    assert corpus.prepare(recipe, cfg, tokenizer).folder != first
 
 
 def test_endless_rows_that_never_fit_end_in_an_error(tokenizer, tmp_path):
     rec = recipes.get("smoke", seq_len=16, out=str(tmp_path))
     with pytest.raises(ValueError, match="no row is left to train on"):
-        teacher.prepare(rec, rec.stage("stage3_gpt4"), tokenizer)
+        corpus.prepare(rec, rec.stage("stage3_gpt4"), tokenizer)
 
 
 def test_endless_rows_are_read_until_the_steps_are_filled(recipe, tokenizer):
-    prepared = teacher.prepare(recipe, recipe.stage("stage3_gpt4"), tokenizer)
+    prepared = corpus.prepare(recipe, recipe.stage("stage3_gpt4"), tokenizer)
     cfg, report = recipe.stage("stage3_gpt4"), prepared.card["report"]
     assert report["tokens"] >= cfg.steps * cfg.tokens_per_step * 1.02 > report["tokens"] - max(len(e[0]) for e in prepared.examples)
     assert len(prepared.plan) == prepared.card["packs"] == cfg.steps * cfg.packs_per_step
@@ -280,8 +280,8 @@ def test_endless_rows_are_read_until_the_steps_are_filled(recipe, tokenizer):
 
 def test_a_prepared_folder_holds_what_was_built(recipe, tokenizer):
     cfg = recipe.stage("stage2_chatgpt")
-    prepared = teacher.prepare(recipe, cfg, tokenizer)
-    kept, examples, report = build(teacher.rows_of(recipe, cfg)[0], cfg, tokenizer)
+    prepared = corpus.prepare(recipe, cfg, tokenizer)
+    kept, examples, report = build(corpus.rows_of(recipe, cfg)[0], cfg, tokenizer)
     assert prepared.rows == kept and prepared.card["report"].items() >= report.items()
     assert [(i.tolist(), m.tolist()) for i, m in prepared.examples] == examples == [chatml.encode(r.messages, tokenizer) for r in kept]
     lengths = [len(i) for i, _ in examples]
@@ -315,13 +315,13 @@ def test_a_prepared_folder_is_reused_and_named_by_what_made_it(tmp_path, tokeniz
 
 def test_a_half_written_folder_is_not_taken_for_a_prepared_one(tmp_path, recipe, tokenizer):
     cfg = recipe.stage("stage1_flan")
-    whole = teacher.prepare(recipe, cfg, tokenizer)
+    whole = corpus.prepare(recipe, cfg, tokenizer)
     rows = list(whole.rows)
     side = whole.folder.with_name(whole.folder.name + ".part")
     whole.folder.rename(side)
     (side / "card.json").unlink()
     (side / "data-00000.arrow").write_bytes(b"cut off")
-    again = teacher.prepare(recipe, cfg, tokenizer)
+    again = corpus.prepare(recipe, cfg, tokenizer)
     assert again.folder == whole.folder and again.rows == rows and not side.exists()
     shutil.rmtree(again.folder)
     again.folder.mkdir()

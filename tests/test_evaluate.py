@@ -9,7 +9,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from orcalab import evaluate, recipes, strategies, teacher
+from orcalab import evaluate, procedural, recipes, strategies
 from orcalab.generate import Student
 
 
@@ -33,7 +33,7 @@ def test_parse(text, answer, well_formed):
 
 @pytest.mark.parametrize("task", ["leg_counting", "chain_sum", "simple_equations", "calendar_arithmetic", "needle_haystack", "syllogism"])
 def test_only_the_full_mark_is_right(task):
-    _, entry = next(teacher.entries(recipes.get("smoke").task(task), 5))
+    _, entry = next(procedural.entries(recipes.get("smoke").task(task), 5))
     gold = entry["answer"]
     assert evaluate.right(task, gold, entry)
     for wrong in (f"1{gold}", f"{gold}0", f"the answer is {gold}, or not", "", "unknown"):
@@ -42,7 +42,7 @@ def test_only_the_full_mark_is_right(task):
 
 def test_part_marks_exist_and_are_not_right():
     from reasoning_gym import get_score_answer_fn
-    _, entry = next(teacher.entries(recipes.get("smoke").task("chain_sum"), 5))
+    _, entry = next(procedural.entries(recipes.get("smoke").task("chain_sum"), 5))
     part = get_score_answer_fn("chain_sum")(f"1{entry['answer']}", entry)
     assert 0 < part < 1 and evaluate.right("chain_sum", f"1{entry['answer']}", entry) is False
 
@@ -62,7 +62,7 @@ class Counting(Student):
 @pytest.fixture
 def asking(tmp_path, recipe):
     student = Counting("tiny-random", "cpu", "fp32")
-    questions = teacher.held_out(recipe.tasks[:3], 3)
+    questions = procedural.held_out(recipe.tasks[:3], 3)
 
     def ask(system="cautious", **changes):
         before = student.asked

@@ -10,9 +10,9 @@ import pytest
 from conftest import ROOT
 
 import orcalab
-from orcalab import __main__ as cli, chatml, config, model
+from orcalab import __main__ as cli, chatml, config, endpoint, execute, model, report
 
-KEPT = {"name", "stages", "tasks", "doc", "start"}  # fields that a recipe sets and nobody else
+KEPT = {"name", "stages", "tasks", "mixes", "doc", "start"}  # fields that a recipe sets and nobody else
 
 
 def test_help_lists_every_verb_and_every_setting(capsys):
@@ -22,9 +22,9 @@ def test_help_lists_every_verb_and_every_setting(capsys):
         assert said == cli.usage() + "\n"
     for verb in cli.VERBS:
         assert f"\n  {verb} " in said
-    for f in {f for c in (config.Config, config.Recipe) for f in fields(c)}:
+    for f in {f for c in (config.Config, config.Recipe, endpoint.Teacher) for f in fields(c)}:
         assert (f"\n  --{f.name} " in said) == (f.name not in KEPT)
-    assert "--recipe    name of the recipe: laptop or smoke" in said and config.help_of(config.Config)["seq_len"] in said
+    assert "--recipe    name of the recipe: laptop or ablation or smoke" in said and config.help_of(config.Config)["seq_len"] in said
 
 
 def test_version(capsys):
@@ -113,18 +113,18 @@ def test_run_refuses_a_knob_that_no_notebook_has(capsys, tmp_path):
 
 
 def test_a_finding_before_anything_is_evaluated(recipe):
-    assert cli.finding(recipe) == "no student was evaluated yet"
-    text = cli.write_report(recipe).read_text(encoding="utf-8")
+    assert report.finding(recipe) == "no student was evaluated yet"
+    text = report.write_report(recipe).read_text(encoding="utf-8")
     assert "a program stands in for GPT-4" in text
 
 
 def test_glance_reads_progress_and_forgives_half_a_file(tmp_path):
     path = tmp_path / "x.progress"
-    assert cli.glance(path) == ""
+    assert execute.glance(path) == ""
     path.write_text('{"what": "tr')
-    assert cli.glance(path) == ""
+    assert execute.glance(path) == ""
     path.write_text(json.dumps({"what": "train", "done": 3, "total": 9, "left": 75.2, "note": "loss 2.1"}))
-    assert cli.glance(path) == "train: 3/9, 1:15 left, loss 2.1"
+    assert execute.glance(path) == "train: 3/9, 1:15 left, loss 2.1"
 
 
 # --------------------------------------------------------------------------------------------- progress

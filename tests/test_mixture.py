@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import talk
 
-from orcalab import data, mixture, model, packing, recipes, strategies, teacher
+from orcalab import corpus, data, mixture, model, packing, recipes, strategies
 from orcalab.config import Config, Mix, Part
 from orcalab.mixture import Mixture
 from orcalab.sampling import Scan, algorithm1, conversations, of_each, select, set_aside, shots_of
@@ -171,7 +171,7 @@ def stage(corpora, rows, tmp_path, **changes):
 
 def prepared(corpora, rows, tmp_path, tokenizer, **changes):
     cfg = stage(corpora, rows, tmp_path, **changes)
-    return teacher.prepare(recipes.get("smoke"), cfg, tokenizer)
+    return corpus.prepare(recipes.get("smoke"), cfg, tokenizer)
 
 
 def test_orca_1s_queries_follow_the_paper(corpora, tmp_path, tokenizer, monkeypatch):
@@ -325,7 +325,7 @@ def test_overlap_with_evaluation_sets_is_reported_and_can_be_dropped(tmp_path, t
                  + [{"question": "Listen. " + asked.upper(), "response": "180", "task": "leak"}])
     rec = recipes.get("smoke", against=str(tmp_path / "sets"))
     for drop, rows in (("nothing", 21), ("overlap", 20)):
-        made = teacher.prepare(rec, stage(tmp_path, str(path), tmp_path, drop=drop), tokenizer)
+        made = corpus.prepare(rec, stage(tmp_path, str(path), tmp_path, drop=drop), tokenizer)
         assert made.card["contamination"] == {"trains": {"questions": 2, "overlap": 1, "rows": {"leak": 1}}} and made.card["report"]["rows"] == rows
         assert "| trains | 2 | 1 | leak (1) |" in (made.folder / "README.md").read_text()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from orcalab import chatml, data, generate, model as models, recipes, strategies, teacher, train
+from orcalab import chatml, corpus, data, generate, model as models, recipes, strategies, train
 
 pytestmark = pytest.mark.long
 
@@ -35,7 +35,7 @@ def test_packed_is_alone_for_transformers_own_loss(real, dtype, limit, tmp_path)
     rec = recipes.get("laptop", out=str(tmp_path), base=real)
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     plain, tokenizer, _ = models.load(real, kind)
-    rows = [r for r, _ in zip(data.dressed(teacher.rows_of(rec, rec.stage("stage3_gpt4"))[0], rec.stage("stage3_gpt4")), range(4))]
+    rows = [r for r, _ in zip(data.dressed(corpus.rows_of(rec, rec.stage("stage3_gpt4"))[0], rec.stage("stage3_gpt4")), range(4))]
     examples = [chatml.encode(r.messages, tokenizer) for r in rows]
     total = 0.0
     for ids, mask in examples:

@@ -1,143 +1,490 @@
-"""teacher.py: every worked answer is right, step by step; what is asked later was never taught."""
+"""teacher.py: against a real server on loopback, also when it, the client or the line between them fails: no answer is lost, none is paid for twice."""
 
+import io
+import json
+import os
 import re
-from datetime import date, timedelta
-from fractions import Fraction
-from itertools import islice
-from random import Random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
 
 import pytest
+import torch
+from conftest import ROOT
+from serving import Proxy, Server
 
-from orcalab import data, evaluate, recipes, teacher
-from orcalab.config import Config, Recipe, Task
+from orcalab import corpus, endpoint, families, recipes, strategies, teacher
+from orcalab.config import Config
+from orcalab.endpoint import Teacher
+from orcalab.ledger import Ledger, key_of
+from orcalab.rows import Row
+from orcalab.strategies import FINAL
 
-TASKS = recipes.TASKS
-EXPLAINED = [t for t in TASKS if t.strategy != "direct-answer"]
+ROWS = 200
 
 
 @pytest.fixture(scope="module")
-def taught():
-    """300 rows of each task, with the entries they were made from."""
-    out = {}
-    for task in TASKS:
-        pairs = islice(teacher.entries(task, 1_000_000), 300)
-        out[task.name] = [(e, teacher.row(task, i, e, 1_000_000)) for i, e in pairs]
-    return out
+def student(tmp_path_factory):
+    """A folder with tiny-random's weights and tokenizer: what the server serves."""
+    from orcalab import model
+    folder = tmp_path_factory.mktemp("served")
+    model.save(folder, *model.load("tiny-random", torch.float32, "cpu")[:2])
+    return folder
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
-def test_every_worked_answer_ends_in_the_gold_answer_and_scores_right(task, taught):
-    rng = Random(0)
-    for entry, row in taught[task.name]:
-        said = data.dress(row, Config(answers="explained", system="none"), rng).messages[-1]["content"]
-        answer, well_formed = evaluate.parse(said)
-        assert answer == entry["answer"] and well_formed and evaluate.right(task.name, answer, entry)
-        assert bool(row.explanation) == (task.strategy != "direct-answer")
-        assert row.messages[-1]["content"] == row.answer == entry["answer"] and row.strategy == task.strategy
+@pytest.fixture(scope="module")
+def server(student, tmp_path_factory):
+    made = Server(student, tmp_path_factory.mktemp("log") / "server.log")
+    yield made
+    made.kill()
 
 
-def statements(text):
-    """Find every `a op b = c` in a worked answer, also those with more than one operation."""
-    text = re.sub(r"(\d+) [a-z]+ x (\d+) legs", r"\1 x \2", text)
-    text = re.sub(r"\d+\*[a-z] = |\b[a-z] = ", "", text)  # 5*r = 38 - 3 = 35, r = 35 / 5 = 7
-    return re.findall(r"(?<![\d.])(-?\d+(?: [-+x/*] -?\d+)+) = (-?\d+)(?![\d/])", text)
+@pytest.fixture
+def line(server):
+    """Make a Proxy before the server: line(share=0.3)."""
+    made = []
+
+    def make(**how):
+        made.append(Proxy(server.port, **how))
+        return made[-1]
+    yield make
+    for p in made:
+        p.close()
 
 
-@pytest.mark.parametrize("task", EXPLAINED, ids=lambda t: t.name)
-def test_every_arithmetic_statement_is_true(task, taught):
-    found = 0
-    for _, row in taught[task.name]:
-        for left, right in statements(row.explanation):
-            numbers = re.sub(r"(\d+)", r"Fraction(\1)", left.replace("x", "*"))
-            assert eval(numbers, {"Fraction": Fraction}) == int(right), row.explanation
-            found += 1
-    assert found >= {"leg_counting": 900, "chain_sum": 900, "simple_equations": 300}.get(task.name, 0)
+def asked(n=ROWS, system="strategy", calls="", **row):
+    rows = [Row(id=f"q-{i}", source="s", task="gsm8k", messages=[{"role": "user", "content": f"What is {i} + 1?"}, {"role": "assistant", "content": str(i + 1)}], answer=str(i + 1), **row)
+            for i in range(n)]
+    return list(teacher.queries(rows, Config(system=system), calls=calls))
 
 
-def test_a_running_sum_visits_every_term_and_ends_in_the_answer(taught):
-    for entry, row in taught["chain_sum"]:
-        words = entry["metadata"]["expression"].split()
-        terms = [int(words[0])] + [int(op + n) for op, n in zip(words[1::2], words[2::2])]
-        results = [int(right) for _, right in statements(row.explanation)]
-        assert results == [sum(terms[:k]) for k in range(2, len(terms) + 1)] and results[-1] == int(row.answer)
+def whom(proxy, folder, **more):
+    return Teacher(**{"name": "local", "model": str(folder), "url": proxy.url, "max_tokens": 4, "temperature": 0.0, "retries": 8, "timeout": 5.0, "concurrency": 16,
+                      "price_in": 2.0, "price_out": 6.0, **more})
 
 
-def test_an_equation_is_solved_by_what_is_written(taught):
-    for entry, row in taught["simple_equations"]:
-        x, equation = entry["metadata"]["variable"], entry["metadata"]["equation"]
-        last = row.explanation.rstrip(".").split(" = ")[-1]
-        assert last == row.answer
-        left, right = equation.split(" = ")
-        assert eval(left, {x: int(last)}) == int(right)
-        for part in row.explanation.split(". "):  # each side of every "=" has the same value at the solution
-            assert len({eval(side.rstrip("."), {x: Fraction(last)}) for side in part.split(" = ")}) == 1
+def check_ledger(path, queries, who, proxy=None):
+    """Hold a ledger to what was asked: a line a question, totals that are the sums of the lines, and of what the server said."""
+    entries = [json.loads(x) for x in path.read_bytes().split(b"\n")[:-1]]
+    assert sorted(e["key"] for e in entries) == sorted(key_of(who, q.messages) for q in queries)
+    with Ledger(path) as book:
+        assert book.torn == 0 and book.tokens == sum(e["tokens_in"] + e["tokens_out"] for e in entries)
+        assert book.cost == {"USD": pytest.approx(sum(2e-6 * e["tokens_in"] + 6e-6 * e["tokens_out"] for e in entries), abs=1e-12)}
+    return entries
 
 
-def test_a_calendar_is_counted_out(taught):
-    for entry, row in taught["calendar_arithmetic"]:
-        days, start = entry["metadata"]["offset_days"], date.fromisoformat(entry["metadata"]["start_date"])
-        named = re.findall(r"\b(\d+) ([A-Z]\w+day)", row.explanation)
-        assert named == [(str(i), f"{start + timedelta(days=i if days > 0 else -i):%A}") for i in range(1, abs(days) + 1)]
-        assert row.answer == named[-1][1]
+# ------------------------------------------------------------------------------------- a real server, on a bad line
+
+def test_two_hundred_rows_from_a_real_server(server, student, line, tmp_path):
+    proxy, queries = line(), asked()
+    who = whom(proxy, student, licence="none: a random model")
+    with Ledger(tmp_path / "ledger.jsonl", write=True) as book:
+        assert teacher.collect(queries, who, book) == {"new calls": ROWS, "known from before": 0}
+        assert proxy.most <= who.concurrency and sum(proxy.given.values()) == ROWS
+        assert teacher.collect(queries, who, book) == {"known from before": ROWS} and sum(proxy.seen.values()) == ROWS  # nothing is asked twice
+        again = replace(who, max_tokens=5)
+        assert teacher.collect(queries[:3], again, book)["new calls"] == 3  # other settings, another answer
+    entries = [e for e in map(json.loads, (tmp_path / "ledger.jsonl").read_text().splitlines()) if e["sampling"]["max_completion_tokens"] == 4]
+    e, q = next((e, q) for e in entries for q in queries if e["id"] == q.row.id == "q-7")
+    assert e["messages"] == q.messages == [{"role": "system", "content": families.instruction(families.family_of("gsm8k"))}, {"role": "user", "content": "What is 7 + 1?"}]
+    assert (e["task"], e["family"], e["strategy"], e["teacher"], e["model"], e["finish"], e["tokens_out"]) == ("gsm8k", q.family, "step-by-step", "local", str(student), "length", 4)
+    assert e["version"].startswith(str(student)) and e["licence"] == "none: a random model" and e["cost"] == pytest.approx((2 * e["tokens_in"] + 24) / 1e6)
+    assert e["sampling"] == {"temperature": 0.0, "top_p": 0.95, "max_completion_tokens": 4} and len(e["prompt_sha256"]) == 64 and re.match(r"20\d\d-", e["time"])
+    from orcalab import generate
+    local = generate.Student(student, "cpu", "fp32")
+    assert e["answer"] == local.ask("What is 7 + 1?", e["messages"][0]["content"], 4).text  # the model really said so
 
 
-def test_a_quote_stands_in_the_text_and_holds_the_answer(taught):
-    for entry, row in taught["needle_haystack"]:
-        quote = row.explanation.removeprefix("The text says: ").removesuffix(".")
-        assert quote in entry["question"] and quote.startswith(entry["answer"] + " ")
-        assert quote.endswith(entry["metadata"]["question"].removeprefix("Who ").split("?")[0])
+def test_with_a_third_of_the_answers_spoiled(server, student, line, tmp_path):
+    begun, queries = time.monotonic(), asked()
+    with Ledger(tmp_path / "first.jsonl", write=True) as book:
+        teacher.collect(asked(2, "empty"), whom(line(), student, concurrency=1), book)
+    patience = 1 + 16 * (time.monotonic() - begun)  # eight questions wait for each other in the server
+    proxy = line(share=0.3, late=patience + 0.5)
+    who = whom(proxy, student, timeout=patience, concurrency=8)
+    with Ledger(tmp_path / "ledger.jsonl", write=True) as book:
+        said = teacher.collect(queries, who, book)
+    assert said == {"new calls": ROWS, "known from before": 0}
+    assert min(proxy.fates[k] for k in ("429", "500", "cut", "late")) >= 5
+    entries = check_ledger(tmp_path / "ledger.jsonl", queries, who)
+    assert sum(e["tries"] for e in entries) >= sum(proxy.fates.values()) - proxy.fates["late"] and sum(proxy.fates.values()) > ROWS * 1.2
+    # an answer that arrived is never asked for again; one that came after the time-out may be
+    assert len(proxy.given) == ROWS and sum(proxy.given.values()) <= ROWS + 3
 
 
-def test_a_task_that_nobody_wrote_an_explanation_for():
-    task = Task("leg_countin", "step-by-step", {}, False, "")
-    with pytest.raises(ValueError, match="no procedural explanation named 'leg_countin'; did you mean 'leg_counting'"):
-        teacher.explain(task, {})
+def test_with_the_server_killed_half_way(student, tmp_path):
+    server, queries = Server(student, tmp_path / "server.log"), asked()
+    proxy = Proxy(server.port)
+    who, path = whom(proxy, student, retries=12), tmp_path / "ledger.jsonl"
+    try:
+        with Ledger(path, write=True) as book:
+            said = []
+            job = threading.Thread(target=lambda: said.append(teacher.collect(queries, who, book)))
+            job.start()
+            while len(book) < ROWS // 2:
+                time.sleep(0.01)
+            server.kill()
+            gone = len(book)
+            server.start()
+            job.join()
+        assert said == [{"new calls": ROWS, "known from before": 0}] and gone < ROWS
+        check_ledger(path, queries, who)
+        assert len(proxy.given) == sum(proxy.given.values()) == ROWS
+    finally:
+        proxy.close()
+        server.kill()
 
 
-# ------------------------------------------------------------------------------------- what is kept apart
-
-def numbers(rows):
-    return {r.id for r in rows}
-
-
-def test_streams_and_seeds_share_no_question():
-    draws = {(seed, stream): numbers(islice(teacher.procedural(TASKS, seed, stream), 60)) for seed in (0, 1, 2) for stream in (0, 1, 2, 3, 9)}
-    assert len(set().union(*draws.values())) == sum(map(len, draws.values())) == 15 * 60
-    rows = list(islice(teacher.procedural(TASKS, 0, 1), 12))
-    assert [r.task for r in rows] == [t.name for t in TASKS] * 2  # tasks in turn
-    assert rows == list(islice(teacher.procedural(TASKS, 0, 1), 12))
+def command(proxy, student, out, rows, *more, **env):
+    words = [sys.executable, "-m", "orcalab", "teach", "--recipe", "smoke", "--system", "strategy", "--rows", rows, "--teacher", "local", "--model", student, "--url", proxy.url, "--out", out,
+             "--max_tokens", "4", "--temperature", "0", "--price_in", "2", "--price_out", "6", "--drop", "nothing", *more]
+    return subprocess.Popen([str(w) for w in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **env})
 
 
-def test_the_largest_seed_stays_below_the_held_out_ones():
-    for seed, stream in ((199, 9), (200, 0), (0, 10)):
-        with pytest.raises(ValueError, match=f"seed {seed}, stream {stream}: training seeds would reach"):
-            next(teacher.procedural(TASKS, seed, stream))
-    last = next(teacher.procedural(TASKS, 199, 8))
-    assert int(last.id.rsplit("-", 1)[1]) + teacher.TRAIN_STRIDE <= teacher.HELD_OUT_SEED
+@pytest.fixture
+def questions(tmp_path):
+    """A file of questions, without answers."""
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps({"id": f"q-{i}", "task": "gsm8k", "question": f"What is {i} + 1?", "response": ""}) + "\n" for i in range(ROWS)))
+    return path
 
 
-def test_held_out_questions_differ_from_each_other_and_are_always_the_same():
-    asked = teacher.held_out(TASKS, 50)
-    assert {t: len({e["question"] for e in q}) for t, q in asked.items()} == {t.name: 50 for t in TASKS}
-    again = teacher.held_out(TASKS, 10)
-    assert all(again[t] == asked[t][:10] for t in asked)
-    small = Task("calendar_arithmetic", "recall-then-generate", {"tasks": ["is_leap_year"], "year": 2020, "leap_year_range": 1}, False, "")
-    with pytest.raises(ValueError, match=r"task 'calendar_arithmetic' has only \d different questions, 30 are asked"):
-        teacher.held_out([small], 30)
+def test_with_the_client_killed_half_way(server, student, line, questions, tmp_path):
+    proxy, book = line(share=0.3, late=0.5), tmp_path / "out" / "teacher" / "local" / "ledger.jsonl"
+    answered, kept = set(), 0
+    for _ in range(2):  # killed twice, then left alone
+        job = command(proxy, student, tmp_path / "out", questions)
+        while not book.exists() or book.read_bytes().count(b"\n") < kept + 60:
+            assert job.poll() is None, job.communicate()
+            time.sleep(0.01)
+        job.send_signal(signal.SIGKILL)
+        job.communicate()
+        time.sleep(1)  # what is on its way arrives at the proxy
+        lines = [x for x in book.read_bytes().split(b"\n")[:-1]]
+        answered, kept = {json.dumps(json.loads(x)["messages"]) for x in lines}, len(lines)
+        assert len(answered) == kept
+        proxy.seen.clear()
+        job = command(proxy, student, tmp_path / "out", questions, "--first", "0") if _ else None
+    out, err = job.communicate()
+    assert job.returncode == 0, err
+    assert not answered & set(proxy.seen)  # nothing that the ledger had was asked again
+    entries = [json.loads(x) for x in book.read_bytes().split(b"\n")[:-1]]
+    assert len(entries) == len({e["key"] for e in entries}) == len({e["id"] for e in entries}) == ROWS
+    assert re.search(rf"known from before {kept}\b", out) and re.search(rf"new calls {ROWS - kept}\b", out)
+    total = sum(e["tokens_in"] for e in entries), sum(e["tokens_out"] for e in entries)
+    status = command(proxy, student, tmp_path / "out", questions, "--status").communicate()[0]
+    assert f"{book}: {ROWS} answers\n" in status and re.search(rf"local .* {ROWS} +{total[0]} +{total[1]} +{(2 * total[0] + 6 * total[1]) / 1e6:.4f} USD", status)
 
 
-def test_no_held_out_question_is_taught_not_even_by_its_text():
-    # one-digit sums of two terms: a training stream meets held-out texts again and again
-    few = Task("chain_sum", "step-by-step", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}, False, "")
-    rec = Recipe(tasks=(few,), questions=40, stages=(Config(name="s"),))
-    asked = {e["question"].strip() for e in teacher.held_out(rec.tasks, 40)["chain_sum"]}
-    free = [r.messages[0]["content"] for r in islice(teacher.procedural(rec.tasks, 0, 0), 300)]
-    kept = [r.messages[0]["content"] for r in islice(teacher.rows_of(rec, rec.stages[0])[0], 300)]
-    assert sum(q in asked for q in free) > 10 and not asked & set(kept)
+# ------------------------------------------------------------------------------------------------ caps and pace
+
+def said(text, finish="stop", usage=(100, 50)):
+    """What an endpoint answers, for tests of what is done with it."""
+    return 200, json.dumps({"id": "1", "object": "chat.completion", "created": 1, "model": "m-1", "choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}],
+                            **({"usage": {"prompt_tokens": usage[0], "completion_tokens": usage[1], "total_tokens": sum(usage)}} if usage else {})}).encode()
 
 
-def test_rows_can_come_from_files_instead(flan):
-    rec = recipes.get("smoke", rows=str(flan / "qasc_train.tsv"))
-    rows, origin = teacher.rows_of(rec, rec.stages[0])
-    name, (file, digest) = origin[-1][0][0]
-    assert len(rows) == 1084 and (name, file) == ("", "qasc_train.tsv") and len(digest) == 16
+@pytest.fixture
+def answering(tmp_path):
+    """An endpoint whose answers a test writes: answering(reply) gives a function that collects from it."""
+    made = []
+
+    def make(reply, **how):
+        made.append(Proxy(0, reply=lambda headers, body: reply(body) if not isinstance(reply, tuple) else reply, **how))
+
+        def collect(queries, **more):
+            who = whom(made[-1], "m", **more)
+            with Ledger(tmp_path / "ledger.jsonl", write=True) as book:
+                return teacher.collect(queries, who, book), book, who, made[-1]
+        return collect
+    yield make
+    for p in made:
+        p.close()
+
+
+@pytest.mark.parametrize("cap", [{"budget": 0.01}, {"token_budget": 3000}])
+def test_a_cap_is_passed_by_no_more_than_the_calls_in_flight(answering, cap):
+    each_cost, each_tokens = (100 * 2 + 50 * 6) / 1e6, 150
+    collect = answering(said("Final answer: 1"))
+    found, book, who, proxy = collect(asked(), **cap, concurrency=8)
+    why = next(k for k in found if k.startswith("stopped"))
+    assert re.match(r"stopped: the budget of (0.01 USD|3,000 tokens) is used up \(", why)
+    enough = 20  # answers that reach either cap
+    assert enough <= found["new calls"] <= enough + who.concurrency and len(book) == found["new calls"] == sum(proxy.given.values())
+    assert book.cost["USD"] - 0.01 <= who.concurrency * each_cost + 1e-12 and book.tokens - 3000 <= who.concurrency * each_tokens
+    assert collect(asked(), **cap)[0]["new calls"] == 0  # what was spent before counts
+    more = {k: 2 * v for k, v in cap.items()}
+    assert collect(asked(), **more, concurrency=8)[0]["new calls"] + found["new calls"] <= 2 * enough + who.concurrency
+
+
+def test_a_cap_with_one_call_at_a_time_is_exact(answering):
+    assert answering(said("1"))(asked(), budget=0.01, concurrency=1)[0]["new calls"] == 20
+
+
+def test_requests_are_spaced(answering):
+    found, _, _, proxy = answering(said("1", usage=(10, 10)), share=0.2)(asked(30), requests_a_minute=600, concurrency=16)
+    gaps = [b - a for a, b in zip(proxy.times, proxy.times[1:])]
+    assert found["new calls"] == 30 and len(proxy.times) > 30  # tries again wait for their turn, too
+    assert proxy.times[-1] - proxy.times[0] >= 0.1 * (len(proxy.times) - 1) - 0.15 and sorted(gaps)[len(gaps) // 2] > 0.05
+
+
+def test_tokens_are_spaced_by_what_they_really_were(answering):
+    begun = time.monotonic()
+    found = answering(said("1", usage=(1000, 1000)))(asked(12), tokens_a_minute=600_000, concurrency=2)[0]
+    assert found["new calls"] == 12 and time.monotonic() - begun >= 0.2 * 9  # 2,000 tokens take 0.2 s
+
+
+# --------------------------------------------------------------------------------------------- what goes wrong
+
+def test_an_endpoint_that_is_gone_ends_it_cleanly(answering, tmp_path):
+    collect = answering(said("1"))
+    found = collect(asked(5))[0]
+    assert found["new calls"] == 5
+    who = Teacher(name="local", model="m", url="http://127.0.0.1:9/v1", max_tokens=4, retries=0, concurrency=4, temperature=0.0)
+    with Ledger(tmp_path / "ledger.jsonl", write=True) as book:
+        found = teacher.collect(asked(), who, book)
+        assert found["unanswered"] <= 2 * who.concurrency and found["known from before"] == 5 and len(book) == 5
+    assert re.match(r"stopped: 4 questions in a row had no answer after 1 tries each, the last: APIConnectionError: Connection error. \(ConnectError: ", next(k for k in found if k.startswith("stop")))
+
+
+@pytest.mark.parametrize("status, words", [(401, "AuthenticationError"), (403, "PermissionDeniedError"), (404, "NotFoundError")])
+def test_an_endpoint_that_refuses_is_an_error_at_once(answering, status, words):
+    collect = answering((status, b'{"error": {"message": "no such model, or key"}}'))
+    with pytest.raises(ValueError, match=rf"the endpoint http://127.0.0.1:\d+/v1/ refuses: {words}: .*no such model, or key"):
+        collect(asked(), concurrency=4)
+
+
+def test_settings_that_the_endpoint_does_not_know_are_an_error_at_once(answering):
+    collect = answering((400, b'{"error": {"message": "unknown parameter top_p"}}'))
+    with pytest.raises(ValueError, match=r"the endpoint refuses the first question \(q-\d\): BadRequestError: .*unknown parameter top_p"):
+        collect(asked(), concurrency=4)
+
+
+def test_a_question_that_the_endpoint_refuses_is_noted_and_not_asked_again(answering, tmp_path):
+    def reply(body):
+        if "What is 3 +" in body["messages"][-1]["content"]:
+            return 400, b'{"error": {"message": "filtered", "code": "content_filter"}}'
+        return (400, b'{"error": {"message": "too long"}}') if "What is 5 +" in body["messages"][-1]["content"] else said("Final answer: 1")
+    collect = answering(reply)
+    found, book, who, proxy = collect(asked(8), concurrency=1)
+    assert found["new calls"] == 8 and collect(asked(8))[0] == {"known from before": 8}
+    with Ledger(tmp_path / "ledger.jsonl") as book:
+        kept = teacher.rows_from(asked(8), who, book, tmp_path)
+    assert kept == {"kept": 6, "dropped: filtered": 1, "dropped: error": 1, "right": 1, "wrong": 5}
+    assert [json.loads(x)["why"] for x in (tmp_path / "dropped.jsonl").read_text().splitlines()] == ["filtered", "error"]
+
+
+@pytest.mark.parametrize("page", [b"<html>please log in</html>", b"{}", b'{"choices": []}', b'"text"', b""])
+def test_a_page_that_is_no_answer_is_no_answer(answering, page):
+    found, book, *_ = answering((200, page))(asked(3), concurrency=3, retries=0)
+    assert found["unanswered"] == 3 and len(book) == 0
+    assert "the endpoint's answer is no chat completion" in next(k for k in found if k.startswith("stopped"))
+
+
+def test_an_answer_without_usage_is_guessed_and_says_so(answering):
+    _, book, who, _ = answering(said("x" * 40, usage=None))(asked(1))
+    (e,) = map(json.loads, book.path.read_text().splitlines())
+    assert e["guessed"] is True and e["tokens_out"] == 10 and e["tokens_in"] == sum(len(m["content"]) for m in e["messages"]) // 4
+
+
+def test_rows_of_the_same_words_are_asked_once(answering):
+    queries = asked(4)
+    twins = [q._replace(row=replace(q.row, id=q.row.id + "-twin")) for q in queries]
+    found, book, who, proxy = answering(said("Final answer: 1"))([q for pair in zip(queries, twins) for q in pair], concurrency=8)
+    assert found["new calls"] == 4 and sum(proxy.seen.values()) == 4
+    with Ledger(book.path) as again:
+        assert teacher.rows_from(queries + twins, who, again, book.path.parent)["kept"] == 8
+
+
+def test_ctrl_c_keeps_what_is_in_flight(server, student, line, questions, tmp_path):
+    proxy, book = line(), tmp_path / "out" / "teacher" / "local" / "ledger.jsonl"
+    job = command(proxy, student, tmp_path / "out", questions, "--concurrency", "4")
+    while not book.exists() or book.read_bytes().count(b"\n") < 30:
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.01)
+    job.send_signal(signal.SIGINT)
+    out, err = job.communicate(timeout=60)
+    assert job.returncode == 0 and "calls in flight (Ctrl-C again leaves them)" in out and "stopped: you stopped it" in out and "; the same command goes on" in out, err
+    assert book.read_bytes().count(b"\n") == sum(proxy.given.values()) < ROWS and (book.parent / "rows.jsonl").exists()
+
+
+# ------------------------------------------------------------------------------------------------------ the key
+
+def test_no_key_in_any_output(questions, tmp_path):
+    key = "sk-planted-0123456789abcdef"
+    echo = Proxy(0, reply=lambda headers, body: (401, json.dumps({"error": {"message": f"Incorrect API key provided: {headers['Authorization'].split()[1]}"}}).encode()))
+    good = Proxy(0, share=0.2, late=0.1, reply=lambda headers, body: said("Final answer: 1") if headers["Authorization"] == f"Bearer {key}" else (401, b"{}"))
+    texts = []
+    for proxy, flags in ((echo, []), (good, []), (good, ["--status"]), (good, ["--key", key]), (good, ["--url", f"http://me:{key}@127.0.0.1/v1"]), (good, ["--url", f"http://127.0.0.1/v1?key={key}"])):
+        job = command(proxy, "m", tmp_path / "out", questions, *flags, OPENAI_API_KEY=key, OPENAI_LOG="debug", PYTHONFAULTHANDLER="1")
+        texts += [(job.returncode, *job.communicate())]
+    code = ("from orcalab import teacher\nfrom orcalab.endpoint import Teacher\nfrom orcalab.ledger import Ledger\nfrom orcalab.rows import Row\nfrom orcalab.config import Config\nimport sys\n"
+            "q = list(teacher.queries([Row(messages=[{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}])], Config(system='empty')))\n"
+            "teacher.collect(q, Teacher(model='m', url=sys.argv[1]), Ledger(sys.argv[2], write=True))")
+    job = subprocess.run([sys.executable, "-c", code, echo.url, tmp_path / "other.jsonl"], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OPENAI_API_KEY": key})
+    texts.append((job.returncode, job.stdout, job.stderr))
+    for p in (echo, good):
+        p.close()
+    assert "Traceback" in texts[-1][2] and "Incorrect API key provided: [the key]" in texts[-1][2] and "Incorrect API key provided: [the key]" in texts[0][2]
+    assert "the key itself is never given" in texts[3][2] and "url holds a user's name or a key" in texts[4][2] and "url holds a user's name or a key" in texts[5][2]
+    written = [p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()]
+    assert sum(len(w) for w in written) > 50_000 and b'"Final answer: 1"' in b"".join(written)  # it worked, with that key
+    for w in [*written, *(t.encode() for _, *ts in texts for t in ts)]:
+        assert key.encode() not in w and b"planted" not in w
+
+
+def test_a_key_that_is_missing_is_said_before_the_work(monkeypatch, tmp_path):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    for who in (Teacher(model="m"), Teacher(model="m", url="https://x.openai.azure.com", azure="2024-10-21"), Teacher(model="m", key="MY_KEY")):
+        with pytest.raises(ValueError, match=f"the environment has no {who.key}: put the endpoint's key there"):
+            endpoint.client_of(who, endpoint.Pace())
+    with pytest.raises(ValueError, match="which model is the teacher"):
+        endpoint.client_of(Teacher(), endpoint.Pace())
+
+
+def test_an_azure_endpoint(monkeypatch):
+    seen = []
+    proxy = Proxy(0, reply=lambda headers, body: (seen.append((headers["api-key"], headers["Authorization"], body["model"])), said("1"))[1])
+    monkeypatch.setenv("AZURE_OPENAI_API_KEY", "k-1")
+    client = endpoint.client_of(Teacher(model="my-deployment", url=proxy.url.removesuffix("/v1"), azure="2024-10-21", key="AZURE_OPENAI_API_KEY"), endpoint.Pace())
+    with client:
+        assert client.chat.completions.create(model="my-deployment", messages=[{"role": "user", "content": "a"}]).choices[0].message.content == "1"
+    proxy.close()
+    assert seen == [("k-1", None, "my-deployment")] and "/openai/deployments/my-deployment" in str(client.base_url) + "/openai/deployments/my-deployment"
+
+
+# --------------------------------------------------------------------------------------------- what is asked
+
+def test_each_stage_asks_its_own_way():
+    row = Row(id="a", source="cot", task="gsm8k", strategy="", messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}], answer="2")
+    ask = lambda system, **more: next(teacher.queries([row], Config(system=system), **more))
+    user = {"role": "user", "content": "1+1"}
+    family = families.family_of("gsm8k")
+    assert ask("strategy") == ask("cautious") and ask("strategy").messages == [{"role": "system", "content": families.instruction(family)}, user]
+    assert (ask("strategy").family, ask("strategy").strategy) == (family.name, family.strategy)
+    other = ask("strategy", chosen={family.name: "direct-answer"})
+    assert (other.strategy, other.messages[0]["content"]) == ("direct-answer", strategies.STRATEGIES["direct-answer"])
+    assert ask("keep").messages == [{"role": "system", "content": "Be brief."}, user] and ask("empty").messages == [{"role": "system", "content": ""}, user] and ask("none").messages == [user]
+    many = [replace(row, id=str(n)) for n in range(60)]
+    drawn = [q.messages[0]["content"] for q in teacher.queries(many, Config(system="orca1"))]
+    assert set(drawn) == {strategies.ORCA1[i] for i in (6, 11, 16)} and drawn == [q.messages[0]["content"] for q in teacher.queries(many, Config(system="orca1"))]
+    assert all(q.strategy == "" for q in teacher.queries(many, Config(system="orca1")))
+
+
+def test_a_row_without_a_question():
+    with pytest.raises(ValueError, match="t-1: holds no question for a teacher"):
+        next(teacher.queries([Row(messages=[], text="once", id="t-1")], Config()))
+
+
+def test_several_calls_are_one_conversation(answering, tmp_path):
+    (name, turns) = next((k, v) for k, v in families.CALLS.items() if k == "draft-check-rewrite")
+    collect = answering(lambda body: said(f"{len(body['messages'])} turns. {FINAL} 1"))
+    queries = asked(3, calls=name)
+    assert queries[0].follow == turns and len(turns) == 2
+    found, book, who, proxy = collect(queries)
+    assert found["new calls"] == 9
+    entries = sorted((json.loads(x) for x in book.path.read_text().splitlines()), key=lambda e: (e["id"], e["call"]))
+    assert [(e["id"], e["call"], len(e["messages"])) for e in entries] == [(f"q-{n}", c, 2 * c) for n in range(3) for c in (1, 2, 3)]
+    assert entries[2]["messages"][2:] == [{"role": "assistant", "content": entries[0]["answer"]}, {"role": "user", "content": turns[0]},
+                                          {"role": "assistant", "content": entries[1]["answer"]}, {"role": "user", "content": turns[1]}]
+    with Ledger(book.path) as again:
+        assert teacher.rows_from(queries, who, again, tmp_path)["kept"] == 3
+    rows = [json.loads(x) for x in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [r["messages"] for r in rows] == [[*q.messages, {"role": "assistant", "content": f"6 turns. {FINAL} 1"}] for q in queries]  # the student sees one turn
+    with pytest.raises(ValueError, match="no way of several calls named 'draft-check-rewritee'; did you mean 'draft-check-rewrite'"):
+        asked(1, calls="draft-check-rewritee")
+
+
+# --------------------------------------------------------------------------------------------------- what is kept
+
+@pytest.mark.parametrize("answer, finish, drop, why", [
+    ("1 + 1 = 2.\nFinal answer: 2", "stop", (), ""),
+    ("1 + 1 = 3.\nFinal answer: 3", "stop", (), ""),
+    ("1 + 1 = 3.\nFinal answer: 3", "stop", ("wrong",), "wrong"),
+    ("1 + 1 = 2.\nFinal answer: 2", "stop", ("wrong",), ""),
+    ("It is 2.", "stop", (), "format"),
+    ("1 + 1 = 2.\nFinal answer: 2", "length", (), "cut off"),
+    ("", "content_filter", (), "filtered"),
+    ("I cannot help with that.", "refusal", (), "refusal"),
+    ("I'm sorry, but I cannot answer that. Final answer: none", "stop", (), "refusal"),
+    (" \n", "stop", (), "empty"),
+    ("x", "tool_calls", (), "tool_calls"),
+])
+def test_verdict(answer, finish, drop, why):
+    (query,) = asked(1)
+    query = query._replace(row=replace(query.row, answer="2"))
+    assert teacher.verdict(query, {"answer": answer, "finish": finish}, drop) == why
+    assert teacher.verdict(query, None) == "unanswered"
+    if not why:
+        assert teacher.verdict(query, {"answer": answer, "finish": finish}, drop, lambda text: "rude" if "3" in text else "") == ("moderated: rude" if "3" in answer else "")
+
+
+def test_under_a_message_that_asks_for_no_final_line_none_is_missed():
+    (query,) = asked(1, system="empty")
+    assert teacher.verdict(query, {"answer": "It is 1.", "finish": "stop"}) == ""
+
+
+def test_rows_are_ready_for_a_stage_and_are_erased_there(answering, tmp_path, tokenizer):
+    from orcalab import data
+    collect = answering(lambda body: said(f"Let me see.\n{FINAL} " + str(int(re.search(r"What is (\d+)", body["messages"][-1]["content"])[1]) + 1)))
+    queries = asked(40)
+    _, book, who, _ = collect(queries)
+    with Ledger(book.path) as again:
+        assert teacher.rows_from(queries, who, again, tmp_path, ("wrong",)) == {"kept": 40, "right": 40}
+    rec = recipes.get("smoke", rows=str(tmp_path / "rows.jsonl"), steps=0, epochs=1, out=str(tmp_path / "out"), seq_len=1024)
+    asked_under = families.instruction(families.family_of("gsm8k"))
+    kept, erased = (corpus.prepare(rec, rec.stage("stage3_gpt4", system=s), tokenizer) for s in ("strategy", "cautious"))
+    for a, b in zip(kept.rows, erased.rows):
+        assert a.messages[0]["content"] == b.original_system == asked_under and b.messages[0]["content"] == strategies.CAUTIOUS
+        assert a.messages[1:] == b.messages[1:] and a.messages[-1]["content"].startswith("Let me see.") and a.teacher == "local" and a.strategy == "step-by-step"
+    assert data.audit(erased, tokenizer) == {"erased": 40, "texts": 1, "leaks": 0}
+    (bare,) = {r.messages[-1]["content"] == r.answer for r in corpus.prepare(rec, rec.stage("answer_only"), tokenizer).rows}
+    assert bare  # the gold answer alone, for a control
+
+
+def test_what_it_will_cost_is_said_before(capsys):
+    queries = asked(3, calls="draft-check-rewrite")
+    text = teacher.forecast(queries, 300, Teacher(model="m", price_in=10.0, price_out=30.0, max_tokens=100))
+    assert text.startswith("300 questions, about 900 calls to m; some ") and text.endswith("and no budget is set")
+    read, write = (int(x.replace(",", "")) for x in re.search(r"some ([\d,]+) tokens to read and at most ([\d,]+) to write", text).groups())
+    assert write == 90_000 and f"at most about {(10 * read + 30 * write) / 1e6:.2f} USD" in text
+    assert teacher.forecast(queries, 3, Teacher(model="m")).endswith("at most about 0.00 USD")
+
+
+def test_the_command_says_what_is_missing(tmp_path, questions):
+    def run(*words, code=2):
+        job = subprocess.run([sys.executable, "-m", "orcalab", "teach", *map(str, words)], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": ""})
+        assert job.returncode == code and "Traceback" not in job.stderr, job.stderr
+        return job.stderr + job.stdout
+    assert "procedural rows never end: say how many questions to ask, as in --first 200" in run("--model", "m", "--url", "http://127.0.0.1:9/v1")
+    assert "which model is the teacher? Say --model NAME" in run("--rows", questions)
+    assert "the environment has no OPENAI_API_KEY" in run("--rows", questions, "--model", "m")
+    assert "no parameter named 'modell'; did you mean 'model'?" in run("--modell", "m")
+    assert "there is no ledger" in run("--status")
+    assert "concurrency must be a number of at least 1, got 0" in run("--concurrency", "0", "--model", "m")
+    assert "no file or folder" in run("--rows", "./none.jsonl", "--model", "m", "--url", "http://127.0.0.1:9/v1")
+
+
+# ---------------------------------------------------------------------------------------------- a million rows
+
+def test_memory_stays_flat(answering, tmp_path):
+    """What collecting holds grows by the index alone, not by questions or answers."""
+    import tracemalloc
+    (one,) = asked(1)
+
+    def many(n):
+        for i in range(n):
+            yield one._replace(row=replace(one.row, id=str(i)), messages=[one.messages[0], {"role": "user", "content": f"{i} " + "x" * 500}])
+    collect = answering(said("y" * 500), remember=False)
+    peaks = []
+    for n in (100, 500):
+        tracemalloc.start()
+        found, *_ = collect(many(n), concurrency=4)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert found["new calls"] == (100 if n == 100 else 400)
+    assert peaks[1] - peaks[0] < 400 * 250  # a question and its answer alone would be 1,000 bytes each

@@ -12,7 +12,7 @@ from conftest import SHARED
 from hypothesis import HealthCheck, given, settings, strategies as st
 from talks import ODD, PARTS, SPECIAL, Reference, structure, talk, words
 
-from orcalab import chatml, data, model as models, recipes, strategies, teacher
+from orcalab import chatml, data, model as models, procedural, recipes, strategies
 from orcalab.tokens import Tokens, cutter
 
 LOUD = settings(deadline=None, suppress_health_check=list(HealthCheck))
@@ -43,7 +43,7 @@ def rows():
     """Real FLAN CoT rows where they are on this machine, else the laptop recipe's procedural ones."""
     if (SHARED / "flan_cot").is_dir():
         return data.read(SHARED / "flan_cot", 0, check=False)
-    return list(islice(teacher.procedural(recipes.get("laptop").tasks, 0, 1), 4000))
+    return list(islice(procedural.rows(recipes.get("laptop").tasks, 0, 1), 4000))
 
 
 def talks_of(rows, count, seed=0):

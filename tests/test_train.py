@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT
 
-from orcalab import config, data, generate, model as models, teacher, train
+from orcalab import config, corpus, data, generate, model as models, train
 from orcalab.config import Config
 
 
@@ -22,7 +22,7 @@ def stage(recipe):
     """(cfg, prepared) of a stage with short packs; changes are given as keywords."""
     def make(name="stage2_chatgpt", **changes):
         cfg = recipe.stage(name, **{"seq_len": 512, "start": "base", **changes})
-        return cfg, teacher.prepare(recipe, cfg, models.load_tokenizer("tiny-random", cfg.template))
+        return cfg, corpus.prepare(recipe, cfg, models.load_tokenizer("tiny-random", cfg.template))
     return make
 
 
@@ -213,7 +213,7 @@ def test_a_changed_setting_is_refused_by_name(stage, recipe, tokenizer):
     train.train(cfg, prepared)
     with pytest.raises(ValueError, match=rf"holds a run with other inputs \(lr: {cfg.lr} -> 0.001\); choose another out, or delete that folder"):
         train.train(replace(cfg, lr=1e-3), prepared)
-    other = teacher.prepare(recipe, replace(cfg, answers="gold"), tokenizer)
+    other = corpus.prepare(recipe, replace(cfg, answers="gold"), tokenizer)
     with pytest.raises(ValueError, match="data: 'stage2_chatgpt-.*' -> 'stage2_chatgpt-"):
         train.train(cfg, other)
     train.train(replace(cfg, save_every=9), prepared)  # what changes no number is no other run
@@ -373,7 +373,7 @@ def test_plain_text_is_trained_as_well(tmp_path, recipe):
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps({"text": f"A page about {i}, and nothing else. " * 3}) + "\n" for i in range(60)))
     cfg = recipe.stage("stage1_flan", rows=str(path), system="keep", steps=2)
-    prepared = teacher.prepare(recipe, cfg, models.load_tokenizer("tiny-random"))
+    prepared = corpus.prepare(recipe, cfg, models.load_tokenizer("tiny-random"))
     results = train.train(cfg, prepared)
     assert results["steps"] == 2 and results["targets"] == prepared.packs().num_targets > 0.9 * results["tokens"]
     assert json.loads((cfg.folder / "preflight.json").read_text())["difference"] < 1e-4
@@ -383,6 +383,6 @@ def test_epochs_decide_how_many_steps_there_are(tmp_path, recipe):
     path = tmp_path / "r.jsonl"
     path.write_text("".join(json.dumps({"question": f"{i}?", "response": "Yes."}) + "\n" for i in range(60)))
     cfg = recipe.stage("stage1_flan", rows=str(path), steps=0, epochs=2, accum=3)
-    prepared = teacher.prepare(recipe, cfg, models.load_tokenizer("tiny-random"))
+    prepared = corpus.prepare(recipe, cfg, models.load_tokenizer("tiny-random"))
     assert len(prepared.plan) == 3 * prepared.steps and np.bincount(prepared.plan.members).min() >= 2
     assert train.train(cfg, prepared)["steps"] == prepared.steps > 1

@@ -1,0 +1,146 @@
+"""An OpenAI-compatible endpoint: who is asked there, at which pace, and a single call."""
+
+import os
+import re
+import threading
+import time
+from dataclasses import dataclass
+
+from orcalab.config import change, check
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Whom to ask, and how: a model behind an OpenAI-compatible endpoint. Nothing in here is secret; the key stays in the environment."""
+
+    name: str = "teacher"  # what rows say in their column teacher
+    model: str = ""  # model to ask for (on Azure the deployment)
+    url: str = ""  # endpoint up to /v1, empty is OpenAI's
+    azure: str = ""  # API version, if the endpoint is Azure OpenAI's
+    key: str = "OPENAI_API_KEY"  # environment variable that holds the key
+    temperature: float = 0.7  # below 0 is not sent
+    top_p: float = 0.95  # below 0 is not sent
+    max_tokens: int = 1024  # longest answer, in tokens
+    concurrency: int = 16  # calls in flight
+    requests_a_minute: int = 0  # most requests in a minute, 0 for any number
+    tokens_a_minute: int = 0  # most tokens in a minute, 0 for any number
+    timeout: float = 120.0  # seconds to wait for an answer
+    retries: int = 8  # further tries after a time-out, a cut connection, 408, 409, 429 or 5xx, with growing pauses
+    price_in: float = 0.0  # price of a million tokens that are read
+    price_out: float = 0.0  # price of a million tokens that are written
+    currency: str = "USD"  # of the prices
+    budget: float = 0.0  # no call is started once the ledger's answers cost this much, 0 for no cap
+    token_budget: int = 0  # no call is started once the ledger's answers took this many tokens, 0 for no cap
+    first: int = 0  # questions to ask, from the beginning, 0 for all
+    calls: str = ""  # several calls a question, draft-check-rewrite or another, or family for what each family of tasks names; empty is one
+    licence: str = ""  # terms under which the answers may be used, noted with each
+
+    def __post_init__(self):
+        check(self)
+        if not re.fullmatch(r"[A-Z][A-Z0-9_]*", self.key):  # says nothing of the value: it may be a key
+            raise ValueError("key names the environment variable that holds the key, such as OPENAI_API_KEY; the key itself is never given")
+        if re.search(r"//[^/]*@|key=", self.url):
+            raise ValueError("url holds a user's name or a key; put the key into the environment")
+
+    @property
+    def sampling(self):
+        """What is sent with every prompt, as a dictionary."""
+        return {k: v for k, v in (("temperature", self.temperature), ("top_p", self.top_p), ("max_completion_tokens", self.max_tokens)) if v >= 0}
+
+
+# Orca 1's two teachers (paper, Table 4, for prices and requests a minute as they were then; footnote 9 for the sampling of its figures): the wide set and the
+# random subset of it. Give --model and today's prices.
+TEACHERS = {"chatgpt": Teacher("chatgpt", price_in=2.0, price_out=2.0, requests_a_minute=300), "gpt4": Teacher("gpt4", price_in=30.0, price_out=60.0, requests_a_minute=18)}
+
+
+def get(name="teacher", **changes):
+    """Return a Teacher by name, with changes: one of TEACHERS, or a plain one under the name given.
+
+    >>> get("gpt4", model="gpt-4o").requests_a_minute
+    18
+    """
+    return change(TEACHERS.get(name, Teacher(name)), **changes)
+
+
+class Unanswered(Exception):
+    """No answer, and why, without the key; `refused` if the endpoint will serve nothing."""
+
+    def __init__(self, why, refused=False):
+        super().__init__(why)
+        self.refused = refused
+
+
+class Pace:
+    """Space requests so that no minute has more of them, or of their tokens, than allowed. Tokens are guessed before an answer, and set right after."""
+
+    def __init__(self, requests=0, tokens=0):
+        self.requests, self.tokens, self.free, self.turn = requests, tokens, 0.0, threading.Lock()
+
+    def seconds(self, requests, tokens):
+        return max(60 * requests / self.requests if self.requests else 0, 60 * tokens / self.tokens if self.tokens else 0)
+
+    def wait(self, guess):
+        """Wait for this request's turn."""
+        with self.turn:
+            start = max(time.monotonic(), self.free)
+            self.free = start + self.seconds(1, guess)
+        time.sleep(max(0, start - time.monotonic()))
+
+    def correct(self, tokens):
+        """Take in that an answer took so many tokens more, or fewer, than guessed."""
+        with self.turn:
+            self.free += 60 * tokens / self.tokens if self.tokens else 0
+
+
+def client_of(teacher, pace):
+    """Return the openai client of a teacher. It tries again by itself, and each try waits for its turn.
+
+    Raises:
+        ValueError: no model is named, or the environment has no key for an endpoint that needs one.
+    """
+    import openai
+    if not teacher.model:
+        raise ValueError("which model is the teacher? Say --model NAME (on Azure the deployment)")
+    key = os.environ.get(teacher.key, "").strip()
+    if not key and (teacher.azure or not teacher.url):
+        raise ValueError(f"the environment has no {teacher.key}: put the endpoint's key there (it is never written down), or name another variable with --key")
+    turn = lambda request: pace.wait(len(request.content) // 4 + teacher.max_tokens // 2)
+    http = openai.DefaultHttpxClient(event_hooks={"request": [turn]})
+    how = {"api_key": key or "none", "max_retries": teacher.retries, "timeout": teacher.timeout, "http_client": http}
+    if teacher.azure:
+        return openai.AzureOpenAI(azure_endpoint=teacher.url, api_version=teacher.azure, **how)
+    return openai.OpenAI(base_url=teacher.url or None, **how)
+
+
+def safe(error, client):
+    """Return what an error says, without the key, which some endpoints repeat."""
+    cause = f" ({type(error.__cause__).__name__}: {error.__cause__})" if error.__cause__ else ""
+    text = f"{type(error).__name__}: {error}{cause}"
+    return text.replace(client.api_key, "[the key]")[:500] if client.api_key not in ("", "none") else text[:500]
+
+
+def call(client, teacher, messages):
+    """Ask once (and again, as the client does); return the answer's fields of a ledger entry.
+
+    Raises:
+        Unanswered: no answer after all tries, or an endpoint that serves us nothing at all.
+    """
+    import openai
+    begun, used, tries = time.time(), (0, 0), 1
+    try:
+        raw = client.chat.completions.with_raw_response.create(model=teacher.model, messages=messages, **teacher.sampling)
+        done, tries = raw.parse(), raw.retries_taken + 1
+        choice, usage = done.choices[0], done.usage
+        refusal = getattr(choice.message, "refusal", None)
+        text = choice.message.content or refusal or ""
+        used = (usage.prompt_tokens, usage.completion_tokens) if usage else (sum(len(m["content"]) for m in messages) // 4, len(text) // 4)
+        entry = {"answer": text, "finish": "refusal" if refusal else choice.finish_reason or "unknown", "version": " ".join(filter(None, [done.model, done.system_fingerprint]))}
+        entry |= {} if usage else {"guessed": True}
+    except (openai.BadRequestError, openai.UnprocessableEntityError) as e:  # this question will never be answered as it stands
+        entry = {"answer": "", "finish": "content_filter" if "content_filter" in f"{e.code} {e.body}" else "error", "version": teacher.model, "error": safe(e, client)}
+    except openai.OpenAIError as e:
+        raise Unanswered(safe(e, client), isinstance(e, (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError))) from None
+    except (ValueError, AttributeError, IndexError, TypeError):  # a page of something else, or half of one
+        raise Unanswered("the endpoint's answer is no chat completion") from None
+    return {"url": str(client.base_url), **entry, "tokens_in": used[0], "tokens_out": used[1], "cost": (used[0] * teacher.price_in + used[1] * teacher.price_out) / 1e6,
+            "seconds": round(time.time() - begun, 3), "tries": tries}

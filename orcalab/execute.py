@@ -1,0 +1,78 @@
+"""One notebook at a time, executed by a process of its own through papermill, with what happens inside shown outside."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import orcalab
+from orcalab import config
+from orcalab.progress import clock
+
+
+def notebooks():
+    """Return the folder of the numbered notebooks: beside the package, or under the working folder."""
+    for folder in (Path(orcalab.__file__).parents[1] / "notebooks", Path("notebooks")):
+        if (folder / "00_tour.ipynb").exists():
+            return folder
+    raise ValueError("the notebooks are not here: run this from a clone of the repository (pip install -e .)")
+
+
+def knobs(path):
+    """Return the parameter names in a notebook's cell tagged `parameters`."""
+    cells = config.read_json(path)["cells"]
+    source = "".join(next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])))
+    return [line.split("=")[0].strip() for line in source.splitlines() if "=" in line.split("#")[0]]
+
+
+def worker(target):
+    """Start a process that loads papermill and waits to be told what to execute; the next one loads while this one works."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    code = "import json, sys; from papermill import execute_notebook; job = sys.stdin.readline(); job and execute_notebook(**json.loads(job))"
+    env = {**os.environ, "ORCALAB_PROGRESS": str(target.with_suffix(".progress").resolve()), "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+           "PYTHONPATH": os.pathsep.join([str(Path(orcalab.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
+    with open(target.with_suffix(".log"), "w", encoding="utf-8") as log:
+        return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=log, stderr=log, env=env, text=True)
+
+
+def execute(job, path, target, values, label, begun):
+    """Let a worker execute one notebook, showing what happens inside; return its seconds."""
+    inside, log = target.with_suffix(".progress"), target.with_suffix(".log")
+    inside.unlink(missing_ok=True)
+    started, spoken, terminal = time.time(), time.time(), sys.stdout.isatty()
+    try:
+        print(json.dumps({"input_path": str(path.resolve()), "output_path": str(target.resolve()), "parameters": values,
+                          "kernel_name": "python3", "progress_bar": False, "request_save_on_cell_execute": False,
+                          "shutdown_kernel": "immediate", "cwd": str(path.parent.resolve())}), file=job.stdin, flush=True)
+        while job.poll() is None:
+            time.sleep(0.1)
+            text = f"{label} {clock(time.time() - started)}  {glance(inside)}"
+            if terminal:
+                print(f"\r\x1b[K{text[:os.get_terminal_size().columns - 1]}", end="", flush=True)
+            elif time.time() - spoken > 30:
+                spoken = time.time()
+                print(text, flush=True)
+    finally:
+        if job.poll() is None:
+            job.terminate()
+            job.wait(20)
+        inside.unlink(missing_ok=True)
+    seconds = time.time() - started
+    if job.returncode:
+        tail = log.read_text(encoding="utf-8").strip()[-1800:]
+        raise SystemExit(f"\n{label} failed after {clock(seconds)}:\n{tail}\n\nThe executed copy so far: {target}\n"
+                         "The same command goes on from here.")
+    log.unlink()
+    print(f"{chr(13) + chr(27) + '[K' if terminal else ''}{label} {clock(seconds):>6}   {clock(time.time() - begun):>6} so far", flush=True)
+    return seconds
+
+
+def glance(inside):
+    """Return one line on the long work inside a notebook, from its progress file."""
+    try:
+        now = config.read_json(inside)
+    except (OSError, ValueError):
+        return ""
+    return f"{now['what']}: {now['done']}/{now['total']}, {clock(now['left'])} left{', ' + now['note'] if now['note'] else ''}"
