@@ -52,13 +52,18 @@ def contrast(records, a, b):
     return [points(evaluate.compare(records[a], records[b])), *(f"{100 * evaluate.compare(of(a, s), of(b, s))['macro']:+.1f}" for s in seeds)]
 
 
-def confusion(records, tasks):
-    """Return (rows, head): of the answers to tasks of each strategy, which share was given by which."""
-    own, rows = {t.name: t.strategy for t in tasks}, []
-    names = [*dict.fromkeys(own.values()), "other"]
-    for best in names[:-1]:
-        used = Counter(r["used"] for r in records if own[r["task"]] == best)
-        rows.append([best, *(f"{used[n] / used.total():.0%}" if used[n] else "" for n in names), used.total()])
+def best_strategies(scores, tasks):
+    """Return {task: strategy}: the task's own, unless bare answers did better there than explained ones, both under the cautious message."""
+    explained, bare = (scores[a, "cautious"]["by_task"] for a in ("explained_erased", "bare_answers"))
+    return {t.name: t.strategy if explained[t.name] >= bare[t.name] else "direct-answer" for t in tasks}
+
+
+def confusion(records, best, tasks):
+    """Return (rows, head): of the answers to tasks for which each strategy is best, which share was given by which."""
+    names, rows = [*dict.fromkeys(t.strategy for t in tasks), "other"], []
+    for strategy in dict.fromkeys(best.values()):
+        used = Counter(r["used"] for r in records if best[r["task"]] == strategy)
+        rows.append([strategy, *(f"{used[n] / used.total():.0%}" if used[n] else "" for n in names), used.total()])
     return rows, ["best for the task", *names, "answers"]
 
 
@@ -75,9 +80,11 @@ def main(*folders):
     print(f"stage 1, where all four start, cautious: {cell(scores['stage1_flan', 'cautious'])}; base model: {cell(scores['base', 'cautious'])}\n")
     lines = [[what, *contrast(records, a, b)] for what, a, b in CONTRASTS]
     print(show.text_table(lines, ["points", "difference", *(f"seed {s}" for s in seeds)]))
-    for arm in ("explained_erased", "explained_kept"):
+    best, own = best_strategies(scores, rec.tasks), {t.name: t.strategy for t in rec.tasks}
+    print("\n" + show.text_table([[t, own[t], *(f"{scores[a, 'cautious']['by_task'][t]:.0%}" for a in ARMS), best[t]] for t in own], ["task", "its strategy", *ARMS, "best for the task"]))
+    for arm in ("explained_erased", "explained_kept", "bare_answers"):
         print(f"\n{arm}, when nobody names a strategy (empty message): the strategy used")
-        print(show.text_table(*confusion(records[arm, "empty"], rec.tasks)))
+        print(show.text_table(*confusion(records[arm, "empty"], best, rec.tasks)))
     print(show.text_table([[a, *(round(sum(r["stages"][a][k] for r in made["runs"]) / len(seeds)) for k in ("tokens", "targets", "steps"))] for a in ARMS], ["\ntrained on", "tokens", "targets", "steps"]))
     a, b = scores["explained_erased", "cautious"]["macro"], scores["bare_answers", "cautious"]["macro"]
     print(json.dumps({"peer": "bare answers, same rows, seeds and tokens", "ratio": round(a / b, 3), "work": f"{len(seeds)} seeds, {len(made['tasks']) * made['questions']} questions each"}))

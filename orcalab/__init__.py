@@ -5,7 +5,10 @@ strategies  system messages: Orca 1's sixteen, the cautious one, one per strateg
 chatml      messages -> (ids, mask), injection-safe
 packing     lengths -> plan -> packs
 data        read, check, dress; rows -> examples on disk
-teacher     the procedural teacher: questions of reasoning_gym, answers worked out by a program
+corpus      which rows a stage reads
+procedural  the program that teaches on the laptop: questions of reasoning_gym, answers worked out
+families    kinds of tasks, the strategy that each asks for, an instruction for each
+teacher     answers from a model behind an endpoint, kept in the ledger, judged, made rows
 model       base models, attention that keeps packed examples apart, loss on targets
 recipes     laptop and smoke: functions returning stages
 train       preflight, loop, checkpoints, metrics.jsonl
@@ -13,6 +16,6 @@ generate    answers, many side by side
 evaluate    held-out questions, scores with intervals, paired comparison
 show        figures, token views, the report
 progress    bars, plain lines, time left
-__main__    the command line: orcalab run | train | prepare | evaluate
+__main__    the command line: orcalab run | train | prepare | evaluate | teach | choose
 """
 __version__ = "0.1.0"

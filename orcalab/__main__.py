@@ -176,32 +176,35 @@ def asking(recipe, stage, given):
     return rec, rec.stage(stage or [s.name for s in rec.stages if s.answers == "explained"][-1])
 
 
-def teach(recipe="laptop", stage=None, teacher="teacher", chosen="", status="", **given):
+def teach(recipe="laptop", stage=None, teacher="", chosen="", status="", **given):
     """Ask a teacher the questions of a stage's rows, keep every answer in a ledger, and write those that may be learned as rows."""
     from orcalab import ledger, show, teacher as teachers
-    whom = endpoint.get(teacher, **{k: v for k, v in given.items() if k in WHOM})
+    name = teacher or Path(str(given.get("model", ""))).name.replace(":", "-")
+    whom = endpoint.get(name or "teacher", **{k: v for k, v in given.items() if k in WHOM})
     rec, cfg = asking(recipe, stage, {k: v for k, v in given.items() if k not in WHOM})
     folder = Path(rec.out) / "teacher" / whom.name
     if status:
-        with ledger.Ledger(folder / "ledger.jsonl") as book:
-            print(f"{folder / 'ledger.jsonl'}: {len(book):,} answers" + (f"; {book.torn} lines broke off and do not count" if book.torn else ""))
-            print(show.text_table(*book.table()))
+        found = sorted(folder.parent.glob("*/ledger.jsonl")) if not name else [folder / "ledger.jsonl"]
+        for path in found or [folder.parent / "*" / "ledger.jsonl"]:
+            with ledger.Ledger(path) as book:
+                print(f"{path}: {len(book):,} answers" + (f"; {book.torn} lines broke off and do not count" if book.torn else ""))
+                print(show.text_table(*book.table()))
         return
     picked = {f: c["chosen"] for f, c in config.read_json(chosen).items()} if chosen else None
-    asked = lambda: teachers.of_stage(rec, cfg, whom, picked)
     endpoint.client_of(whom, endpoint.Pace()).close()  # says what is missing before there is a ledger
-    queries, total = asked()
+    asked, total = teachers.of_stage(rec, cfg, whom, picked)
     with ledger.Ledger(folder / "ledger.jsonl", write=True) as book:
-        print(teachers.forecast(asked()[0], total, whom), flush=True)
-        said = teachers.collect(queries, whom, book, total)
+        print(teachers.forecast(asked(), total, whom), flush=True)
+        said = teachers.collect(asked(), whom, book, total)
         print(counts(said), flush=True)
-        kept = teachers.rows_from(asked()[0], whom, book, folder, config.listed(cfg.drop))
+        kept = teachers.rows_from(asked(), whom, book, folder, config.listed(cfg.drop))
         print(f"rows: {counts(kept)}")
         print(show.text_table(*book.table()))
     again = "; the same command goes on" if said["unanswered"] or any(k.startswith("stopped") for k in said) else ""
     print(f"{folder / 'rows.jsonl'}{again}")
     if kept["kept"]:
-        print(f"next: orcalab prepare --recipe {recipe} --stage {cfg.name} --rows {folder / 'rows.jsonl'} --steps 0 --epochs 1 --out {Path(rec.out).with_name('taught')}")
+        keep = "" if cfg.system in ("strategy", "cautious") else "--system keep "
+        print(f"next: orcalab prepare --recipe {recipe} --stage {cfg.name} --rows {folder / 'rows.jsonl'} {keep}--steps 0 --epochs 1 --out {Path(rec.out).with_name('taught')}")
 
 
 def counts(said):

@@ -25,10 +25,11 @@ def counted(tags, counts):
 
 
 def spread(lengths):
-    """Return how long the examples are: quantiles, and counts in 20 bins."""
-    counts, edges = np.histogram(lengths, bins=20)
+    """Return how long the examples are: quantiles, and counts in at most 20 bins."""
     low, median, high, most = (int(x) for x in np.quantile(lengths, [0, 0.5, 0.95, 1]))
-    return {"shortest": low, "median": median, "mean": round(float(np.mean(lengths)), 1), "95 %": high, "longest": most, "edges": [round(float(e), 1) for e in edges], "counts": counts.tolist()}
+    step = (most - low) // 20 + 1
+    counts, edges = np.histogram(lengths, range(low, most + step + 1, step))
+    return {"shortest": low, "median": median, "mean": round(float(np.mean(lengths)), 1), "95 %": high, "longest": most, "edges": edges.tolist(), "counts": counts.tolist()}
 
 
 def bars(title, unit, values):
@@ -74,7 +75,7 @@ def write(folder, made):
     """Write README.md, mixture.svg and lengths.svg into a prepared folder, from what its card.json holds."""
     cfg, report, by, long = made["config"], made["report"], made["rows_by"], made["lengths"]
     kind = next((k for k in ("task", "source") if 1 < len(by[k]) <= 40), "source")
-    bins = {f"{low:,.0f} to {high:,.0f} tokens": n for low, high, n in zip(long["edges"], long["edges"][1:], long["counts"])}
+    bins = {f"{low:,} to {end - 1:,} tokens": n for low, end, n in zip(long["edges"], long["edges"][1:], long["counts"])}
     for name, *of in (("mixture", f"Rows by {kind}", f"{report['rows']:,} rows of stage {cfg['name']}", dict(list(by[kind].items())[:30])),
                       ("lengths", "How long the examples are", f"examples by length; a pack has {cfg['seq_len']:,} tokens", bins)):
         Path(folder, f"{name}.svg").write_text(bars(*of), encoding="utf-8", newline="\n")

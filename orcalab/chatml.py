@@ -106,7 +106,7 @@ class Encoder:
         bos = tokenizer.bos_token_id
         self.bos = bos if bos not in (None, *self.ids.values()) else None  # some chat models open turns with their bos
         self.tokens, self.systems = Tokens(tokenizer), {}
-        self.heads = {role: int32(self.ids[role]) + self.tokens.content(text) for role, (_, text) in self.template.opens.items()}  # int32 bytes that open a turn
+        self.heads = {role: int32(self.ids[role]) + self.tokens.content(text) for role, (_, text) in self.template.opens.items()}  # of int32
         self.special = self.tokens.special | {*self.marks, bos}  # ids that content never has
 
     def _mark(self, token, tokenizer):
@@ -217,7 +217,7 @@ def learned(ids, mask):
 
 
 def prove(ids, mask, messages, tokenizer, learn="all", template=None, empty_system=None):
-    """Raise a ValueError that shows both sides unless the special ids are the messages' own structure, and the targets decode to the assistant's words and ends.
+    """Raise a ValueError that shows both sides, unless the special ids are the messages' own structure and the targets decode to the assistant's words and ends.
 
     `messages` are a conversation, or a plain text; the other arguments are those of `encode`.
     """

@@ -8,7 +8,7 @@ import numpy as np
 from orcalab import families, hygiene
 from orcalab.config import digest, read_json, write_json
 from orcalab.procedural import strategy_of
-from orcalab.strategies import FINAL, message
+from orcalab.strategies import FINAL, STRATEGIES, message
 
 
 def parse(text):
@@ -250,9 +250,6 @@ def read_answers(folder):
     return out
 
 
-COLUMNS = ("right", "format_ok", "tokens", "reason", "used")
-
-
 def of_runs(folders):
     """Return {(student, system): records} of several runs of one recipe, each record with its `seed` and the strategy `used`, read off the answer's form."""
     out = {}
@@ -265,21 +262,27 @@ def of_runs(folders):
     return out
 
 
+USED = [*STRATEGIES, "other"]
+
+
 def pack_records(records):
-    """Return what `of_runs` gives without the texts, small enough to keep beside the code; `unpack_records` is its inverse."""
+    """Return what `of_runs` gives without the texts, a digit for each fact of an answer, small enough to keep beside the code."""
     out = []
     for (student, system), rs in records.items():
         for seed, task in sorted({(r["seed"], r["task"]) for r in rs}):
             mine = sorted((r for r in rs if (r["seed"], r["task"]) == (seed, task)), key=lambda r: r["number"])
-            out.append([student, system, seed, task, *([r[c] for r in mine] for c in COLUMNS)])
+            facts = zip(*((r["right"], r["format_ok"], r["reason"] == "length", USED.index(r["used"])) for r in mine))
+            out.append([student, system, seed, task, *("".join(str(int(x)) for x in column) for column in facts), [r["tokens"] for r in mine]])
     return out
 
 
 def unpack_records(packed):
+    """Return the records that `pack_records` packed, their texts empty."""
     out = {}
     for student, system, seed, task, *columns in packed:
-        out.setdefault((student, system), []).extend({"student": student, "system": system, "seed": seed, "task": task, "number": n, "question": "", **dict(zip(COLUMNS, values))}
-                                                     for n, values in enumerate(zip(*columns)))
+        out.setdefault((student, system), []).extend(
+            {"student": student, "system": system, "seed": seed, "task": task, "number": n, "question": "", "right": right == "1", "format_ok": ok == "1",
+             "reason": "length" if cut == "1" else "stop", "used": USED[int(used)], "tokens": tokens} for n, (right, ok, cut, used, tokens) in enumerate(zip(*columns)))
     return out
 
 

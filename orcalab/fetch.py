@@ -52,7 +52,7 @@ def fetch(wheel, suffix, folder):
 
 
 def llama_standin():
-    """Return a folder with the first tokenizer of Mistral's models. It stands in for Llama 2's, which no wheel carries: the same algorithm and size, other pieces."""
+    """Return a folder with the first tokenizer of Mistral's models. It stands in for Llama 2's, which no wheel carries: same algorithm and size, other pieces."""
     target = cache() / "llama-standin"
     if not (target / "tokenizer.model").exists():
         need_space(cache(), 0.1, "the stand-in for Llama 2's tokenizer")

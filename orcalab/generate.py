@@ -41,10 +41,7 @@ class Student:
         return self.answer([self.prompt(question, system)], max_new_tokens)[0]
 
     def answer(self, prompts, max_new_tokens=120, batch_size=50, what=""):
-        """Answer many prompts, lists of ids, greedily, longest first, `batch_size` side by side, and return Answers in the order asked.
-
-        `what` is a name for the progress bar; none is shown without one.
-        """
+        """Answer prompts, lists of ids, greedily, `batch_size` side by side, longest first; return Answers in their order. `what` names the progress bar."""
         room = self.model.config.max_position_embeddings - max_new_tokens
         for i, p in enumerate(prompts):
             if len(p) > room:
@@ -64,10 +61,7 @@ class Student:
 
     @torch.inference_mode()
     def _decode(self, prompts, max_new_tokens):
-        """Greedy ids of each prompt, end token included; rows that ended are taken out of the cache.
-
-        What all prompts begin with (their system message) is read once.
-        """
+        """Greedy ids of each prompt, end token included; what all begin with (their system message) is read once, and rows that ended leave the cache."""
         device, shared, cache = self.model.device, len(commonprefix(prompts)), None
         shared = min(shared, min(map(len, prompts)) - 1) if len(prompts) > 1 else 0
         if shared:

@@ -100,13 +100,9 @@ def best_fit(lengths, seq_len, seed=0):
 
 
 def _fill(lengths, room, seq_len):
-    """Return the pack of each example: the tightest that has room for it, or a new one.
+    """Return the pack of each example, longest first: the tightest that has `room` for it, or a new one.
 
-    The bit at position r of `open_` says that a pack with r tokens of room exists, so the tightest fit is the lowest bit at
-    or above the length.
-
-    Args:
-        lengths: longest first.  room: tokens left in each pack.
+    The bit at position r of `open_` says that a pack with r tokens of room exists, so the tightest fit is the lowest bit at or above the length.
     """
     order, out, packs, at = _sorted(room), np.empty(len(lengths), np.int32), len(room), 0
     sizes, starts = np.unique(room[order], return_index=True)

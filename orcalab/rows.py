@@ -52,7 +52,7 @@ def parse(path, number, text):
 
 
 def row_of(item, where, source, number):
-    """Return the row of a dictionary: `messages`, or `system_prompt` / `question` / `response` (without that, the gold `answer` is the response), or `text` alone."""
+    """Return the row of a dictionary: `messages`, or `system_prompt` / `question` / `response` (without that, the gold `answer`), or `text` alone."""
     for key in item.keys() - KNOWN:  # words that nobody reads would be lost without a word
         meant = OTHERS.get(key) if "messages" not in item else None
         if (meant := meant or "".join(get_close_matches(key, ["system_prompt"], 1, 0.85))) and meant not in item:
@@ -181,7 +181,7 @@ class Lines(OnDisk):
 
 
 def files(paths, suffixes, pattern="*", leave_out=None):
-    """Return the readable files behind comma-separated paths of files and folders, sorted; of a folder those of `pattern`, less those that `leave_out` finds."""
+    """Return the readable files behind comma-separated paths of files and folders, sorted; of a folder those of `pattern`, less what `leave_out` finds."""
     found = []
     for path in map(Path, listed(paths)):
         if not path.exists():

@@ -106,7 +106,8 @@ SOURCES = {
                    ("input", "output_answer", "dataset"), "human", "CC-BY-4.0", 0, "iid/**/*.*", "AddSub, GenArith, Algebra and others", "refs/convert/parquet"),
     "doctor_patient": Source("har1/MTS_Dialogue-Clinical_Note",
                              lambda i: {"question": f"{i['dialogue']}\n\n{NOTE}", "response": i["section_text"], "strategy": "extract-generate"},
-                             ("dialogue", "section_text"), "unknown", "MIT", 1_201, "*Train*.*", "stands in for 2,000 conversations by GPT-4; ACI-Bench would be a test set of the paper"),
+                             ("dialogue", "section_text"), "unknown", "MIT", 1_201, "*Train*.*",
+                             "stands in for 2,000 conversations by GPT-4; ACI-Bench would be a test set of the paper"),
     "redpajama": Source("togethercomputer/RedPajama-Data-1T-Sample", dict, ("text",), "none", "unknown", 0, "*.jsonl", "plain text; each subset keeps its terms"),
     "fanfics": Source("atom-in-the-universe/fanfics-10k-50k", lambda i: {"text": i["TEXT"]}, ("TEXT",), "none", "unknown", note="plain text; names no licence: do not pass on"),
 }
@@ -268,7 +269,7 @@ def pools(sources, data=""):
 def read(paths, seed=0, check=True):
     """Return every row behind `paths`, files, folders or sources joined by commas, shuffled by `seed` so that files mix (None: in order).
 
-    With `check`, every row is read now, in the files' order, and the first that is wrong raises. `data.prepare` does that anyway.
+    With `check`, the first wrong row, in the files' order, raises now; `data.prepare` reads them all anyway.
     """
     rows = Stacked(pools(str(paths)))
     for _ in rows if check else ():

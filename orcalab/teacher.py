@@ -67,7 +67,7 @@ def queries(rows, cfg, chosen=None, calls=""):
 
 
 def of_stage(recipe, cfg, teacher, chosen=None):
-    """Return (Queries, how many) of a stage's rows, the first `teacher.first` of them if that is set.
+    """Return (a function that gives the Queries of a stage's rows, how many they are): the first `teacher.first` of them if that is set.
 
     Raises:
         ValueError: the rows never end, and nothing says how many are to be asked.
@@ -81,7 +81,8 @@ def of_stage(recipe, cfg, teacher, chosen=None):
         total = teacher.first or (int(number) if number.isdigit() else 0)
     if not total:
         raise ValueError(f"{cfg.rows} rows never end: say how many questions to ask, as in --first 200")
-    return islice(queries(rows, cfg, chosen, teacher.calls), total), total
+    again = lambda: rows if isinstance(rows, Mixture) else corpus.rows_of(recipe, cfg)[0]  # a Mixture is read and chosen among once
+    return lambda: islice(queries(again(), cfg, chosen, teacher.calls), total), total
 
 
 # ------------------------------------------------------------------------------------------------- asking

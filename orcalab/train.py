@@ -165,12 +165,7 @@ def save_checkpoint(folder, step, masters, seal):
 
 
 def train(cfg, prepared, start=None):
-    """Train one stage and return its results; a finished run is read, a broken-off one goes on.
-
-    Args:
-        cfg: the stage's Config.
-        prepared: data.Prepared for it.
-        start: what to start from: a model name or folder; cfg.base if None.
+    """Train one stage from `start` (a model name or folder; cfg.base if None) and return its results; a finished run is read, a broken-off one goes on.
 
     Paper: Orca 2, "Training" (loss on the teacher's tokens, packing, bf16). Optimizer, learning rate and
     batch size are unpublished: ours are AdamW(0.9, 0.95), see the recipe.
@@ -178,8 +173,8 @@ def train(cfg, prepared, start=None):
     folder = cfg.folder
     device, dtype = models.pick(cfg.device, cfg.dtype)
     made, weights = prepared.card["made_of"]["tokenizer"], models.weights_digest(start or cfg.base)
-    seal = {"config": cfg.settings, "data": prepared.folder.name, "tokenizer": made, "weights": weights, "dtype_used": str(dtype)}  # whatever changes in it refuses to resume
-    seal = json.loads(json.dumps(seal))
+    seal = {"config": cfg.settings, "data": prepared.folder.name, "tokenizer": made, "weights": weights, "dtype_used": str(dtype)}
+    seal = json.loads(json.dumps(seal))  # what the run depends on: if any of it changed, it does not go on
     if (folder / "config.json").exists() and (old := read_json(folder / "config.json"))["seal"] != seal:
         was, now = ({**s["config"], **s, "config": None} for s in (old["seal"], seal))
         raise ValueError(f"{folder} holds a run with other inputs ({', '.join(f'{k}: {was.get(k)!r} -> {v!r}' for k, v in now.items() if was.get(k) != v)}); "

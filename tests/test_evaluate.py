@@ -9,7 +9,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from orcalab import evaluate, procedural, recipes, strategies
+from orcalab import evaluate, families, procedural, recipes, strategies
 from orcalab.generate import Student
 
 
@@ -208,3 +208,100 @@ def test_results(tmp_path):
     (tmp_path / "a.cautious.jsonl").write_text("{}\n" + "".join(json.dumps(r) + "\n" for r in records))
     (scores,) = evaluate.results(tmp_path, tmp_path / "results.json")
     assert scores["macro"] == 0.75 and json.loads((tmp_path / "results.json").read_text()) == {"scores": [scores]}
+
+
+# ------------------------------------------------------------------------------- several seeds, several messages
+
+def test_with_several_seeds_both_questions_and_seeds_are_drawn():
+    rng = random.Random(1)
+    runs = [[int(rng.random() < p) for _ in range(40)] for p in (0.9, 0.5, 0.1)]
+    several = [{**r, "seed": s} for s, v in enumerate(runs) for r in made(v)]
+    one = evaluate.score([{**r, "seed": 7} for r in made(runs[0])])
+    assert one == evaluate.score(made(runs[0]))  # one seed is as none
+    drawn = []
+    for _ in range(4000):
+        picks = [rng.randrange(40) for _ in range(40)]
+        drawn.append(np.mean([np.mean([runs[s][i] for i in picks]) for s in (rng.randrange(3) for _ in range(3))]))
+    found = evaluate.score(several)
+    assert found["macro"] == pytest.approx(np.mean(runs)) and found["questions"] == 120
+    assert [found["low"], found["high"]] == pytest.approx(np.percentile(drawn, [2.5, 97.5]).tolist(), abs=0.03)
+    worse = [{**r, "right": r["right"] and r["number"] % 2 == 0} for r in several]
+    c = evaluate.compare(several, worse)  # the seeds drawn are the same on both sides, so a difference hangs less on them
+    assert c["high"] - c["low"] < found["high"] - found["low"] and c["macro"] == pytest.approx(found["macro"] - evaluate.score(worse)["macro"])
+    with pytest.raises(ValueError, match="needs the same questions in both"):
+        evaluate.compare(several, several[:80])
+
+
+def test_right_and_wrong_messages_are_those_of_the_task(asking, recipe):
+    assert evaluate.message_to("right", recipe, "chain_sum") == strategies.STRATEGIES["step-by-step"]
+    assert evaluate.message_to("wrong", recipe, "chain_sum") == strategies.STRATEGIES["direct-answer"]
+    assert evaluate.message_to("right", recipe, "needle_haystack") == strategies.STRATEGIES["extract-generate"]
+    assert evaluate.message_to("wrong", recipe, "needle_haystack") == evaluate.message_to("wrong", recipe, "syllogism") == strategies.STRATEGIES["step-by-step"]
+    assert evaluate.message_to("cautious", recipe, "chain_sum") == strategies.CAUTIOUS
+    records, asked = asking("right")
+    for r in records:
+        said = asking.student.ask(r["question"].strip(), strategies.STRATEGIES[recipe.task(r["task"]).strategy], recipe.max_new_tokens)
+        assert r["text"] == said.text and r["system"] == "right"
+    assert asked == 9 and asking("right")[1] == 0 and asking("wrong")[1] == 9
+
+
+def test_runs_are_read_packed_and_unpacked(asking, recipe, tmp_path):
+    folders = []
+    for seed in (3, 5):
+        folder = tmp_path / f"run-{seed}"
+        (folder / "stage").mkdir(parents=True)
+        (folder / "stage" / "config.json").write_text(json.dumps({"seed": seed}))
+        for system in ("cautious", "empty"):
+            evaluate.ask(asking.student, "s", system, asking.questions, folder / "answers", recipe)
+        folders.append(folder)
+    found = evaluate.of_runs(folders)
+    assert set(found) == {("s", "cautious"), ("s", "empty")} and sorted({r["seed"] for r in found["s", "empty"]}) == [3, 5]
+    assert all(r["used"] == procedural.strategy_of(r["text"]) for r in found["s", "empty"])
+    again = evaluate.unpack_records(json.loads(json.dumps(evaluate.pack_records(found))))
+    keys = ("student", "system", "seed", "task", "number", "right", "format_ok", "reason", "used", "tokens")
+    short = lambda rs: sorted([r[k] for k in keys] for r in rs)
+    assert {k: short(v) for k, v in again.items()} == {k: short(v) for k, v in found.items()}
+    assert evaluate.score(again["s", "cautious"]) == evaluate.score(found["s", "cautious"])
+    with pytest.raises(ValueError, match="no whole answers file in no folder"):
+        evaluate.of_runs([])
+
+
+# -------------------------------------------------------------------------------- strategies chosen by the student
+
+class Talker:
+    """A student that answers what a function of message and question says: what is tested is the choosing, not a model."""
+
+    def __init__(self, says):
+        self.says, self.origin = says, {"digest": "talker"}
+
+    def prompt(self, question, system):
+        return system, question
+
+    def answer(self, prompts, *_):
+        from orcalab.generate import Answer
+        return [Answer(t, len(t), "stop", ()) for t in (self.says(*p) for p in prompts)]
+
+
+def test_strategies_are_chosen_by_how_a_student_does(tmp_path, recipe):
+    sums, facts = families.family_of("gsm8k"), families.family_of("arc_easy")
+    other = sums.others[0]
+    questions = {sums.name: [{"question": f"{n} + 1?", "answer": str(n + 1)} for n in range(4)], facts.name: [{"question": f"is {n} even?", "answer": "yes"} for n in range(4)]}
+
+    def says(system, question):
+        if "even" in question:
+            return "Final answer: yes"
+        n = int(question.split()[0])
+        good = system == families.instruction(sums, other) or n == 0  # under the other strategy all are right, under its own one in four
+        return f"Final answer: {n + 1 if good else 99}"
+    found = evaluate.choose_strategies(Talker(says), "talker", questions, tmp_path, recipe)
+    assert found[sums.name]["chosen"] == other and found[sums.name]["own"] == sums.strategy
+    assert {s: t["right"] for s, t in found[sums.name]["tried"].items()} == {s: 4 if s == other else 1 for s in (sums.strategy, *sums.others)}
+    assert found[facts.name]["chosen"] == facts.strategy and {t["right"] for t in found[facts.name]["tried"].values()} == {4}  # as good: its own is kept
+    assert json.loads((tmp_path / "strategies.json").read_text()) == found
+    silent = Talker(lambda *_: pytest.fail("what was answered is not asked again"))
+    assert evaluate.choose_strategies(silent, "talker", questions, tmp_path, recipe) == found
+
+
+def test_an_answer_without_a_scorer_has_to_state_the_gold_one():
+    entry = {"question": "2 + 2", "answer": "4"}
+    assert evaluate.right("", "4", entry) and not evaluate.right("", "14", entry) and not evaluate.right("", "perhaps", entry)

@@ -43,6 +43,11 @@ def test_the_recorded_run_is_of_this_recipe_and_holds_what_is_claimed(laptop):
             assert d == pytest.approx(score["stage3_gpt4"]["by_task"][t] - score["answer_only"]["by_task"][t])
 
 
+def test_as_many_families_as_are_told():
+    from orcalab import families
+    assert README.count(f"{len(families.FAMILIES)} families of tasks") == 1
+
+
 def test_what_is_fetched_has_the_size_that_is_told():
     for _, _, size in (fetch.SMOLLM2, fetch.MISTRAL):
         assert f"({size / 1e6:.0f} MB)" in README
@@ -57,7 +62,7 @@ def test_every_command_of_the_readme_is_one_that_the_package_knows():
     found = [shlex.split(line, comments=True) for line in re.findall(r"^(?:\$ )?(orcalab \w+.*)$", README, re.M)]
     assert len(found) >= 4
     for words in found:
-        given = cli.arguments(words[2:])  # raises for a parameter that does not exist
+        given = cli.arguments(words[2:], words[1])  # raises for a parameter that does not exist
         assert words[1] in cli.VERBS and given.get("recipe", "laptop") in recipes.RECIPES
 
 
