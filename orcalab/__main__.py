@@ -215,7 +215,8 @@ def choose(recipe="laptop", stage=None, **given):
     """Try candidate strategies with the student that a stage starts from, on a few questions of each family; write strategies.json."""
     from orcalab import corpus, dress as dressing, evaluate as judge, families, procedural, show
     rec, cfg = asking(recipe, stage, given)
-    student = rec.base if cfg.start == "base" or cfg.start not in rec.finished else rec.stage(cfg.start).folder / "model"
+    name = cfg.start if cfg.start in rec.finished else "base"
+    student = rec.base if name == "base" else rec.stage(name).folder / "model"
     questions = {}
     if cfg.rows.startswith("procedural"):
         tasks = procedural.held_out(rec.tasks, rec.questions + rec.grid)  # behind those that students are scored on
@@ -228,9 +229,9 @@ def choose(recipe="laptop", stage=None, **given):
                 own.append({"question": row.messages[-2]["content"], "answer": row.answer})
     questions = {f: q for f, q in questions.items() if q}
     folder = Path(rec.out) / "choose" / cfg.name
-    found = judge.choose_strategies(judge.Lazy(student, cfg.device, cfg.dtype), cfg.start, questions, folder, rec)
+    found = judge.choose_strategies(judge.Lazy(student, cfg.device, cfg.dtype), name, questions, folder, rec)
     print(show.text_table(*show.choice_rows(found)))
-    print(f"{folder / 'strategies.json'} (student: {student})\nnext: orcalab teach --recipe {recipe} --stage {cfg.name} --chosen {folder / 'strategies.json'} --first 20 --model NAME")
+    print(f"{folder / 'strategies.json'} (student: {student})\nnext: orcalab teach --recipe {recipe} --stage {cfg.name} --rows {cfg.rows} --chosen {folder / 'strategies.json'} --first 20 --model NAME")
 
 
 def main(words=None):

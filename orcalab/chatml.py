@@ -3,7 +3,9 @@
 A template says what opens each role's turn, what ends a turn, and what is learned. `chatml` is ChatML as the Orca 2
 model card has it: the prompt ends in `<|im_start|>assistant`, without a newline. The newline belongs to the answer, so
 it is learned, and the chat prompt is a prefix of the training ids. `openassistant` is the template of OpenAssistant's
-models. Whatever stands in `content`, a user who writes `<|im_end|>` gets harmless plain tokens and not the end of a turn.
+models. Whatever stands in `content`, it is encoded with special tokens switched off: a user who writes `<|im_end|>` gets
+harmless plain tokens and not the end of a turn. And whatever is encoded is decoded again, by a table of bytes: a word that
+the tokenizer cannot give back is an error, not a loss.
 
 >>> from orcalab import model
 >>> tokenizer = model.load_tokenizer("tiny-random")
@@ -69,7 +71,11 @@ def template_of(tokenizer):
 
 
 def check(messages, answered=False):
-    """Raise a ValueError that says what is wrong with a conversation: role, order, content, or an end without an answer where it must be `answered`."""
+    """Raise a ValueError that says what is wrong with a conversation: role, order or content.
+
+    Args:
+        answered: the last turn must be the assistant's, as in a row to learn from.
+    """
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"messages must be a list of at least one turn, got {messages!r:.60}")
     before = None
@@ -95,7 +101,11 @@ def check(messages, answered=False):
 # ---------------------------------------------------------------------------------------------- encoder
 
 class Encoder:
-    """A template on a tokenizer: structural tokens by id, content through tokens.Tokens. Can be sent to another process."""
+    """A template on a tokenizer: structural tokens by id, content through tokens.Tokens. Can be sent to another process.
+
+    Raises:
+        ValueError: the tokenizer has no single token for a structural mark.
+    """
 
     def __init__(self, tokenizer, template=None):
         self.name = choose(template or template_of(tokenizer), TEMPLATES, "template")
@@ -187,7 +197,7 @@ def encode(messages, tokenizer, reply=False, learn="all", template=None, empty_s
     """Turn messages into (ids, mask) in one pass; mask 1 marks what is learned.
 
     Args:
-        messages: list of {role, content}, at most one system turn, which comes first.
+        messages: list of {role, content}, at most one system turn, which comes first; any number of other turns.
         tokenizer: any fast transformers tokenizer that has the template's tokens, or its Encoder.
         reply: open the assistant's turn after the last message, as for chatting.
         learn: "all" assistant turns, or the "last" one.
@@ -197,6 +207,10 @@ def encode(messages, tokenizer, reply=False, learn="all", template=None, empty_s
     Returns:
         Two lists of equal length, in tokens. Learned are the words of the assistant's turns (in ChatML with the newline
         before them) and the token that ends each: a model that never sees an end never stops.
+
+    Raises:
+        ValueError: an unknown role or template, a system turn that is not first, content that is not text, a character
+            that the tokenizer cannot give back, a tokenizer without the template's tokens.
 
     Paper: Orca 2, "Training", on tokenization and loss.
     """
@@ -217,9 +231,14 @@ def learned(ids, mask):
 
 
 def prove(ids, mask, messages, tokenizer, learn="all", template=None, empty_system=None):
-    """Raise a ValueError that shows both sides, unless the special ids are the messages' own structure and the targets decode to the assistant's words and ends.
+    """Raise unless the special ids are the messages' own structure, and the targets decode to the assistant's words and ends.
 
-    `messages` are a conversation, or a plain text; the other arguments are those of `encode`.
+    Args:
+        messages: a conversation, or a plain text.
+        tokenizer: a tokenizer, or its Encoder; the other arguments are those of `encode`.
+
+    Raises:
+        ValueError: shows both sides of the first difference.
     """
     e = encoder(tokenizer, template)
     if isinstance(messages, str):  # plain text: all of it, and nothing before it but the BOS
@@ -249,7 +268,7 @@ TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 
 
 
 def self_test(tokenizer, template=None):
-    """Try a tokenizer on probes and return what it does, as ids; raise a ValueError with the ids where it would break a conversation.
+    """Try a tokenizer on probes and return what it does, as ids; raise where it would break a conversation.
 
     Checked are ids, never flags: a mark is one id and its name in a text is not; padding is no end; a conversation has its marks and
     one BOS and no other special id; the tokenizer's own chat_template gives the same ids and mask. Of a SentencePiece BPE of 32,000
@@ -257,6 +276,9 @@ def self_test(tokenizer, template=None):
 
     Returns:
         dict: size, marks, pad, bos, digits_split, lost (ASCII characters that it cannot say), probes, talk, mask, vocabulary (a digest).
+
+    Raises:
+        ValueError: which of these failed, with the ids.
     """
     e = encoder(tokenizer, template)
 

@@ -50,6 +50,10 @@ def block_of(rows, cfg, encoder, number=0, wanted=float("inf"), most=None, overl
         rows: Rows, or (row, solved examples, Config) of a Mixture; an iterator of dressed rows, perhaps endless, if `number` is None.
         wanted: tokens after which no further row is taken.  most: rows to take at most.
         overlap: a hygiene.Overlap.  names: of the part that each row is of, in turn; they end with the last one.
+
+    Raises:
+        RowError: a row that cannot be used, or whose targets are not its words; an example longer than seq_len under
+            too_long "error". Says which row.
     """
     out, drop, endless = Block([], [], [], [], [], Counter(dict.fromkeys(card.TEXT, 0)), Counter()), set(listed(cfg.drop)), number is None
     report = out.report
@@ -170,15 +174,22 @@ def shards(rows, cfg, encoder, folder, overlap=None):
 
 
 def prepare(rows, cfg, tokenizer, folder, origin, against=""):
-    """Build the prepared folder of a stage, or open it if the same inputs already made it; its card counts what was dropped or cut, and why.
+    """Build the prepared folder of a stage, or open it if the same inputs already made it.
 
-    The folder's name ends in a digest of what made it. It is written to the side and renamed when whole; what an interrupted call left there is
-    used by the next. Memory grows by some tens of bytes a row, not with what rows hold.
+    The folder's name ends in a digest of what made it: the rows' origin, the tokenizer's fingerprint, template, parameters and
+    builder version. It is written to the side and renamed when whole; what an interrupted call left there is used by the next. Memory grows by some
+    tens of bytes a row, not with what rows hold.
 
     Args:
         rows: a mixture.Mixture, a sequence of rows that stays on disk, or any Rows, possibly endless: reading stops when all steps are filled.
         origin: anything JSON can hold that identifies the rows (paths with digests, or seeds).
         against: evaluation sets, paths joined by commas; the card says which questions rows overlap with.
+
+    Returns:
+        Prepared; its card counts what was dropped or cut, and why.
+
+    Raises:
+        RowError: a row that cannot be used; says which, and why. ValueError: no row is left.
     """
     keys = ("answers", "system", "few_shot", "template", "learn", "seq_len", "packing", "too_long", "steps", "epochs", "batch_size",
             "accum", "seed", "stream", "name", "scale", "drop")

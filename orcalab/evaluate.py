@@ -130,8 +130,8 @@ def choose_strategies(student, name, questions, folder, recipe):
             own = [r for r in records if r["task"] == f]
             tried[f][strategy] = {"right": sum(r["right"] for r in own), "questions": len(own), "tokens": float(np.mean([r["tokens"] for r in own]))}
     out = {}
-    for f, t in tried.items():
-        first = families.FAMILIES[f].strategy
+    for f in tried:
+        first, t = families.FAMILIES[f].strategy, {s: tried[f][s] for s in texts[f]}
         best = max(t, key=lambda s: (t[s]["right"], s == first, -t[s]["tokens"]))
         out[f] = {"chosen": best, "own": first, "tried": t}
     write_json(Path(folder) / "strategies.json", out)

@@ -52,7 +52,11 @@ def fetch(wheel, suffix, folder):
 
 
 def llama_standin():
-    """Return a folder with the first tokenizer of Mistral's models. It stands in for Llama 2's, which no wheel carries: same algorithm and size, other pieces."""
+    """Return a folder with a SentencePiece BPE of Llama's family: 32,000 pieces, single digits, bytes to fall back on.
+
+    It is the first tokenizer of Mistral's models, and stands in for Llama 2's, which no wheel carries: the same algorithm and
+    size, other pieces.
+    """
     target = cache() / "llama-standin"
     if not (target / "tokenizer.model").exists():
         need_space(cache(), 0.1, "the stand-in for Llama 2's tokenizer")

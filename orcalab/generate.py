@@ -41,7 +41,16 @@ class Student:
         return self.answer([self.prompt(question, system)], max_new_tokens)[0]
 
     def answer(self, prompts, max_new_tokens=120, batch_size=50, what=""):
-        """Answer prompts, lists of ids, greedily, `batch_size` side by side, longest first; return Answers in their order. `what` names the progress bar."""
+        """Answer many prompts greedily, longest first, and return Answers in the order asked.
+
+        Args:
+            prompts: lists of ids.
+            batch_size: prompts decoded side by side.
+            what: a name for the progress bar; none is shown without one.
+
+        Raises:
+            ValueError: a prompt that leaves no room for max_new_tokens in the model's context.
+        """
         room = self.model.config.max_position_embeddings - max_new_tokens
         for i, p in enumerate(prompts):
             if len(p) > room:

@@ -78,7 +78,11 @@ def scan(pool, part, drop, processes, say=""):
 
 
 class Mixture(OnDisk):
-    """The rows of a Mix in an order of chance. Sources are opened, read and chosen among when the rows are asked for, and not before."""
+    """The rows of a Mix in an order of chance. Sources are opened, read and chosen among when the rows are asked for, and not before.
+
+    Args:
+        cfg: a Config; `data`, `scale`, `drop`, `epochs`, `few_shot`, `seed`, `stream` and `processes` are used.
+    """
 
     def __init__(self, mix, cfg):
         self.mix, self.cfg, self.pools, self.shuffled, self.draws, self.aside, self.said = mix, cfg, [], True, None, [], None
@@ -103,7 +107,11 @@ class Mixture(OnDisk):
         return [p for pool in self.pools for s in pool.parts for p in getattr(s, "paths", [])]
 
     def choose(self):
-        """Read every row and decide, once, which are taken, in which order; return what is to be said about it, {part: counts}."""
+        """Read every row and decide, once, which are taken, in which order; return what is to be said about it, {part: counts}.
+
+        Raises:
+            RowError: a row that cannot be read.  ValueError: a part asks for more rows than its sources have.
+        """
         if self.said:
             return self.said
         cfg, drop, said, scans, made = self.cfg, set(listed(self.cfg.drop)), {}, {}, []

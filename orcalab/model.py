@@ -103,11 +103,14 @@ def mend_merges(tokenizer, file):
 
 
 def load_tokenizer(name, template=None):
-    """Load the tokenizer of a base model alone, ready for a template, and tested by `chatml.self_test`.
+    """Load the tokenizer of a base model alone, ready for a template, and tested.
 
     Args:
         name: a base model's name, hub id or folder; "llama-standin"; or a folder with nothing but Llama's `tokenizer.model`.
         template: "chatml" or "openassistant"; None is what the tokenizer was trained with, else chatml.
+
+    Raises:
+        ValueError: it fails `chatml.self_test`, or gives other ids than the model beside it was trained with.
     """
     from transformers import AutoTokenizer, LlamaTokenizer
     from transformers.utils import cached_file
@@ -159,7 +162,11 @@ def pad_rows(model, tokenizer):
 
 
 def load(name, dtype=torch.float32, device="cpu", template=None):
-    """Load by name, hub id or folder, ready for a template; return (model, tokenizer, {"from", "digest", "parameters"} for config.json)."""
+    """Load a model and its tokenizer by name, hub id or folder, ready for a template.
+
+    Returns:
+        (model, tokenizer, origin); origin is {"from", "digest", "parameters"}, for config.json.
+    """
     from transformers import AutoModelForCausalLM
     quiet()
     name, tokenizer, tiny = str(name), load_tokenizer(name, template), str(name) == "tiny-random"
@@ -259,6 +266,9 @@ def packed_attention(module, query, key, value, attention_mask=None, scaling=Non
     Args:
         query, key, value: (1, heads, tokens, dim), the examples one after the other.
         lengths: tokens of each example, in order; they sum to `tokens`.
+
+    Returns:
+        (1, tokens, heads, dim), and None for the weights.
     """
     if lengths is None or sum(lengths) != query.shape[2]:
         raise ValueError(f"packed attention needs the lengths of the examples, summing to {query.shape[2]} tokens")

@@ -28,7 +28,12 @@ class Packed(NamedTuple):
 
 
 class Plan(OnDisk):
-    """Packs in the order they are trained, each a list of example numbers; two flat arrays, so that millions of packs are light."""
+    """Packs in the order they are trained, each a list of example numbers; two flat arrays, so that millions of packs are light.
+
+    Args:
+        members: int32, the example numbers of all packs, one pack behind the other.
+        ends: where each pack ends in `members`.
+    """
 
     def __init__(self, members, ends):
         self.members, self.ends = members, ends  # int32, the numbers of one pack behind those of another; where each pack ends in them
@@ -63,6 +68,9 @@ def best_fit(lengths, seq_len, seed=0):
     rest goes longest first into the pack with the least room that is enough; a new pack is begun when none is. All
     packs with the same room are alike, so this is done for all examples of a length together: the time is that of sorting.
     At last the emptiest fifth is packed once more, by lengths alone, if that saves a pack.
+
+    Returns:
+        Plan.
 
     >>> list(best_fit([3, 5, 2, 6], 8))
     [[0, 1], [2, 3]]
@@ -157,6 +165,9 @@ def plan(lengths, seq_len, packs_needed=None, method="best_fit", seed=0, epochs=
 
     Returns:
         Plan. A pure function of its arguments; each epoch packs anew.
+
+    Raises:
+        ValueError: no examples, one without tokens, or one longer than `seq_len`; says which, and by how much.
     """
     if not len(lengths):
         raise ValueError("there are no examples to pack")
@@ -192,6 +203,9 @@ def pack(examples, packs, seq_len, pad_id=0):
     Args:
         examples: (ids, mask) pairs, in tokens; mask 1 is learned.
         packs: lists of example numbers, from `plan`.
+
+    Returns:
+        Packed.
 
     Paper: Orca 2, "Training", on packing.
 

@@ -116,8 +116,13 @@ def said(parts, encoder):
 
 def audit(prepared, tokenizer):
     """Read a prepared folder back and check every erased row: its ids and mask are exactly those of its messages under the cautious message, and behind that
-    message's turn none of them spells any text that was erased, from this row or another (of more than a thousand different texts: from this row). Return
-    how many rows were erased, how many texts, and how many rows leak (0, unless the folder was changed, or a row says what was erased from another).
+    message's turn none of them spells any text that was erased, from this row or another (of more than a thousand different texts: from this row).
+
+    Returns:
+        dict: erased rows, different erased texts, rows that leak (0, unless the folder was changed, or a row says what was erased from another).
+
+    Raises:
+        ValueError: a row whose ids are not its messages'; says which.
     """
     cfg, erased, leaking = prepared.card["config"], 0, 0
     e = chatml.encoder(tokenizer, cfg["template"])

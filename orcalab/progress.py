@@ -21,9 +21,10 @@ def clock(seconds):
 
 
 class Progress:
-    """Count `total` units of work named `what` (nothing is shown without a name); `note` is free text such as tokens/s.
+    """Count `total` units of work named `what`; `note` is free text such as tokens/s.
 
-    Headless (no terminal, no notebook front end), prints a line at the start, then at most one every `every` seconds, and one at the end.
+    Headless (no terminal, no notebook front end), prints a line at the start, then at most one
+    every `every` seconds, and one at the end.
     """
 
     def __init__(self, total, what, every=15.0):

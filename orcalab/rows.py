@@ -40,7 +40,11 @@ class Row:
 
 
 def parse(path, number, text):
-    """Return the object of a JSONL line."""
+    """Return the object of a JSONL line.
+
+    Raises:
+        RowError: file:line; a line that is not JSON, or not an object.
+    """
     try:
         item = json.loads(text)
     except json.JSONDecodeError as e:
@@ -52,7 +56,11 @@ def parse(path, number, text):
 
 
 def row_of(item, where, source, number):
-    """Return the row of a dictionary: `messages`, or `system_prompt` / `question` / `response` (without that, the gold `answer`), or `text` alone."""
+    """Return the row of a dictionary: `messages`, or `system_prompt` / `question` / `response`, or `text` alone.
+
+    Raises:
+        RowError: where, and the field: a missing or misspelt one, or a conversation that does not end with the assistant.
+    """
     for key in item.keys() - KNOWN:  # words that nobody reads would be lost without a word
         meant = OTHERS.get(key) if "messages" not in item else None
         if (meant := meant or "".join(get_close_matches(key, ["system_prompt"], 1, 0.85))) and meant not in item:
@@ -140,7 +148,14 @@ class Stacked(OnDisk):
 
 
 class Lines(OnDisk):
-    """The rows of files, a line each, that `reader` makes of (path, line number, text): some 18 bytes a row in memory. Can be sent to another process."""
+    """The rows of files, a line each: some 18 bytes a row in memory. Can be sent to another process.
+
+    Args:
+        reader: makes a Row of (path, line number, text).
+
+    Raises:
+        RowError: an empty file; and, when a row is asked for, whatever is wrong with its line.
+    """
 
     def __init__(self, paths, reader):
         self.paths, self.reader, self.open = [Path(p) for p in paths], reader, {}  # open: files, as far as rows were asked for
@@ -181,7 +196,11 @@ class Lines(OnDisk):
 
 
 def files(paths, suffixes, pattern="*", leave_out=None):
-    """Return the readable files behind comma-separated paths of files and folders, sorted; of a folder those of `pattern`, less what `leave_out` finds."""
+    """Return the readable files behind comma-separated paths of files and folders, sorted.
+
+    Args:
+        pattern: which files of a folder, as in Path.glob.  leave_out: a regular expression of names inside a folder that are not wanted.
+    """
     found = []
     for path in map(Path, listed(paths)):
         if not path.exists():

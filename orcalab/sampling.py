@@ -97,10 +97,16 @@ def _group(found, rows):
 
 
 def algorithm1(task, n, rng):
-    """Choose `n` rows, in random order: a task uniformly at random, then one of its rows without replacement; a task that is used up leaves.
+    """Choose `n` rows: a task uniformly at random, then one of its rows without replacement; a task that is used up leaves.
 
     How many each task gives is what drawing them one by one would give: of many uniform draws, those that hit a task that is used up are
-    drawn again among the others. `task` is the number of each row's task, (rows,).
+    drawn again among the others.
+
+    Args:
+        task: (rows,) the number of each row's task.  n: at most the number of rows.
+
+    Returns:
+        (n,) numbers of rows, in random order.
 
     Paper: Orca 1, "Dataset Construction", Algorithm 1.
     """
@@ -125,7 +131,10 @@ def of_each(task, limit, rng):
 def shots_of(group, rng):
     """Return for each row the row itself and 3 to 5 others of its group, or itself alone if there are fewer than three others.
 
-    The others are those that follow it in a random cycle of the group: a random choice for every row, without a loop. (rows, 6), filled up with -1.
+    The others are those that follow it in a random cycle of the group: a random choice for every row, without a loop.
+
+    Returns:
+        (rows, 6), filled up with -1.
     """
     order = rng.permutation(len(group))
     order = order[np.argsort(group[order], kind="stable")]

@@ -254,6 +254,9 @@ def pools(sources, data=""):
         sources: a source's name (`gsm8k`), a name with a folder laid out as on the hub (`gsm8k:FOLDER`), a path of files with columns of ours, or
             a data set of the hub with columns of ours (`hub:OWNER/NAME`).
         data: folder that holds a folder for each name; empty takes the names from the hub.
+
+    Raises:
+        ValueError, RowError: nothing there, a damaged file, a missing column, files of different schemas; says which.
     """
     out = []
     for name, path in [_where(spec, data) for spec in listed(sources)]:
@@ -269,7 +272,11 @@ def pools(sources, data=""):
 def read(paths, seed=0, check=True):
     """Return every row behind `paths`, files, folders or sources joined by commas, shuffled by `seed` so that files mix (None: in order).
 
-    With `check`, the first wrong row, in the files' order, raises now; `data.prepare` reads them all anyway.
+    Args:
+        check: read every row now, in the files' order, and raise for the first that is wrong. `data.prepare` does that anyway.
+
+    Raises:
+        RowError, ValueError: before anything is trained; names file, line and field.
     """
     rows = Stacked(pools(str(paths)))
     for _ in rows if check else ():

@@ -85,7 +85,11 @@ class Tokens:
 
 
 def byte_table(spec):
-    """Return the bytes that each id stands for, from a tokenizer's JSON: byte-level pieces, or SentencePiece's; words of another kind could not be proved."""
+    """Return the bytes that each id stands for, from a tokenizer's JSON: byte-level pieces, or SentencePiece's.
+
+    Raises:
+        ValueError: a tokenizer of another kind, whose words could not be proved to come back.
+    """
     kinds, pieces = json.dumps(spec["decoder"]) if spec["model"]["type"] == "BPE" else "", spec["model"]["vocab"]
     if "ByteLevel" in kinds:  # GPT-2's alphabet: bytes that print stand for themselves, the others for U+0100 and up
         own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

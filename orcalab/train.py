@@ -33,7 +33,10 @@ def learning_rate(cfg, step):
 
 
 class Masters:
-    """fp32 master weights under a bf16 model: small updates add up instead of rounding away. In fp32, master and weight are the same tensor."""
+    """fp32 master weights under a bf16 model: small updates add up instead of rounding away.
+
+    For an fp32 model, master and weight are the same tensor.
+    """
 
     def __init__(self, model, cfg, still=()):
         self.names, self.weights = zip(*[(n, p) for n, p in model.named_parameters() if p.requires_grad])
@@ -91,6 +94,9 @@ def preflight(model, prepared, tokenizer, cfg, folder):
     each by itself, and changing the first leaves the second's states untouched. The first examples, alone, equal the model's own
     forward pass, with transformers' attention and full logits. Targets decode to the assistant's words. There is
     disk for two checkpoints and a model.
+
+    Raises:
+        ValueError, OSError: which check failed, by how much, and what to change.
     """
     members = (prepared.plan[0] * 2)[:2]  # one alone stands beside itself
     device = next(model.parameters()).device
@@ -165,7 +171,18 @@ def save_checkpoint(folder, step, masters, seal):
 
 
 def train(cfg, prepared, start=None):
-    """Train one stage from `start` (a model name or folder; cfg.base if None) and return its results; a finished run is read, a broken-off one goes on.
+    """Train one stage and return its results; a finished run is read, a broken-off one goes on.
+
+    Args:
+        cfg: the stage's Config.
+        prepared: data.Prepared for it.
+        start: what to start from: a model name or folder; cfg.base if None.
+
+    Returns:
+        dict: steps, tokens, targets, first and last loss, seconds, tokens_per_s.
+
+    Raises:
+        ValueError: the folder holds a run with other settings; says which differ.
 
     Paper: Orca 2, "Training" (loss on the teacher's tokens, packing, bf16). Optimizer, learning rate and
     batch size are unpublished: ours are AdamW(0.9, 0.95), see the recipe.

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 import orcalab
-from orcalab import __main__ as cli, chatml, config, endpoint, execute, model, report
+from orcalab import __main__ as cli, chatml, config, endpoint, execute, families, model, procedural, recipes, report
 
 KEPT = {"name", "stages", "tasks", "mixes", "doc", "start"}  # fields that a recipe sets and nobody else
 
@@ -143,3 +143,14 @@ def test_progress_speaks_in_plain_lines_when_nobody_watches(capsys, monkeypatch,
     with Progress(2, "") as bar:
         bar.advance()
     assert capsys.readouterr().out == ""
+
+
+def test_choose_tries_strategies_and_says_what_comes_next(tmp_path, capsys):
+    assert cli.main(["choose", "--recipe", "smoke", "--out", str(tmp_path), "--max_new_tokens", "2"]) == 0
+    said, found = capsys.readouterr().out, config.read_json(tmp_path / "choose" / "stage3_gpt4" / "strategies.json")
+    assert set(found) == {families.family_of(t.name).name for t in recipes.TASKS}
+    assert all(c["chosen"] == c["own"] == next(iter(c["tried"])) and sum(t["right"] for t in c["tried"].values()) == 0 for c in found.values())  # a random model
+    assert f"--chosen {tmp_path / 'choose' / 'stage3_gpt4' / 'strategies.json'} --first 20" in said and "(student: tiny-random)" in said
+    held = {e["question"] for q in procedural.held_out(recipes.TASKS, recipes.get("smoke").questions).values() for e in q}
+    asked = {json.loads(line)["question"] for p in (tmp_path / "choose").rglob("*.jsonl") for line in p.read_text().splitlines()[1:]}
+    assert asked and not asked & held  # none that students are scored on
