@@ -53,7 +53,10 @@ def contrast(records, a, b):
 
 
 def best_strategies(scores, tasks):
-    """Return {task: strategy}: the task's own, unless bare answers did better there than explained ones, both under the cautious message."""
+    """Return {task: strategy}: the task's own, unless bare answers did better there than explained ones, both under the cautious message.
+
+    Only these two were tried on a task, and these answers decide.
+    """
     explained, bare = (scores[a, "cautious"]["by_task"] for a in ("explained_erased", "bare_answers"))
     return {t.name: t.strategy if explained[t.name] >= bare[t.name] else "direct-answer" for t in tasks}
 

@@ -52,7 +52,7 @@ def bare(port, bodies):
     return time.time() - begun
 
 
-def main(questions=128, rounds=3):
+def main(questions=96, rounds=4):
     folder = model.resolve("smollm2-135m")
     with tempfile.TemporaryDirectory() as scratch:
         server = Server(folder, Path(scratch, "server.log"), "--continuous-batching")
@@ -64,13 +64,16 @@ def main(questions=128, rounds=3):
             bare(server.port, bodies[:AT_ONCE])  # the first request loads the model
             took = {"bare": [], "teacher": []}
             for n in range(rounds):
-                took["bare"].append(bare(server.port, bodies))
-                begun = time.time()
-                with Ledger(Path(scratch, f"{n}.jsonl"), write=True) as book:
-                    found = teacher.collect(asked, who, book, questions)
-                took["teacher"].append(time.time() - begun)
-                with Ledger(Path(scratch, f"{n}.jsonl")) as book:
-                    assert len(book) == questions and found["new calls"] == questions and book.torn == 0
+                for side in ("bare", "teacher") if n % 2 == 0 else ("teacher", "bare"):
+                    if side == "bare":
+                        took["bare"].append(bare(server.port, bodies))
+                        continue
+                    begun = time.time()
+                    with Ledger(Path(scratch, f"{n}.jsonl"), write=True) as book:
+                        found = teacher.collect(asked, who, book, questions)
+                    took["teacher"].append(time.time() - begun)
+                    with Ledger(Path(scratch, f"{n}.jsonl")) as book:
+                        assert len(book) == questions and found["new calls"] == questions and book.torn == 0
                 print(f"round {n + 1}: bare {questions / took['bare'][-1]:.2f} requests/s, teacher {questions / took['teacher'][-1]:.2f}", flush=True)
         finally:
             server.kill()

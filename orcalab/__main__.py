@@ -1,6 +1,7 @@
 """The command line: `orcalab run` drives the notebooks; train, prepare and evaluate are their work alone."""
 
 import os
+import re
 import signal
 import sys
 import time
@@ -43,7 +44,7 @@ def arguments(words, verb=""):
     """Turn `--name value` pairs into a dictionary; raise a ValueError for anything else."""
     given, own = {}, {"teach": {"teacher", "chosen", "status", *WHOM}}.get(verb, set())
     names = {f.name for c in (config.Recipe, config.Config) for f in fields(c)} - PLAIN
-    words = [w for word in words for w in ([word, "yes"] if word == "--status" and verb == "teach" else [word])]
+    words = [w for word in words for w in ([word, "yes"] if word == "--status" and verb == "teach" else word.split("=", 1) if re.match(r"--\w+=", word) else [word])]
     for at in range(0, len(words), 2):
         name = config.choose(words[at].removeprefix("--"), sorted(names | own | {"recipe", "stage"}), "parameter")
         if not words[at].startswith("--") or at + 1 == len(words):
@@ -180,7 +181,7 @@ def teach(recipe="laptop", stage=None, teacher="", chosen="", status="", **given
     """Ask a teacher the questions of a stage's rows, keep every answer in a ledger, and write those that may be learned as rows."""
     from orcalab import ledger, show, teacher as teachers
     name = teacher or Path(str(given.get("model", ""))).name.replace(":", "-")
-    whom = endpoint.get(name or "teacher", **{k: v for k, v in given.items() if k in WHOM})
+    whom = config.change(endpoint.get(teacher) if teacher else endpoint.Teacher(name or "teacher"), **{k: v for k, v in given.items() if k in WHOM})
     rec, cfg = asking(recipe, stage, {k: v for k, v in given.items() if k not in WHOM})
     folder = Path(rec.out) / "teacher" / whom.name
     if status:
@@ -200,15 +201,16 @@ def teach(recipe="laptop", stage=None, teacher="", chosen="", status="", **given
         kept = teachers.rows_from(asked(), whom, book, folder, config.listed(cfg.drop))
         print(f"rows: {counts(kept)}")
         print(show.text_table(*book.table()))
-    again = "; the same command goes on" if said["unanswered"] or any(k.startswith("stopped") for k in said) else ""
-    print(f"{folder / 'rows.jsonl'}{again}")
+    missing = said["unanswered"] or any(k.startswith("stopped") for k in said)
+    print(f"{folder / 'rows.jsonl'}{'; the same command goes on' if missing else ''}")
     if kept["kept"]:
         keep = "" if cfg.system in ("strategy", "cautious") else "--system keep "
         print(f"next: orcalab prepare --recipe {recipe} --stage {cfg.name} --rows {folder / 'rows.jsonl'} {keep}--steps 0 --epochs 1 --out {Path(rec.out).with_name('taught')}")
+    return 130 if "stopped: you stopped it" in said else 1 if missing else 0
 
 
 def counts(said):
-    return ", ".join(f"{k} {v:,}" if not k.startswith("stopped") else k for k, v in said.items()) or "nothing"
+    return ", ".join(f"{k} {v:,}" if not k.startswith(("stopped", "because")) else k for k, v in said.items()) or "nothing"
 
 
 def choose(recipe="laptop", stage=None, **given):
@@ -223,7 +225,9 @@ def choose(recipe="laptop", stage=None, **given):
         for t in rec.tasks:
             questions.setdefault(families.family_of(t.name).name, []).extend(tasks[t.name][rec.questions:])
     else:
-        for row in corpus.rows_of(rec, cfg)[0]:
+        for n, row in enumerate(corpus.rows_of(rec, cfg)[0]):
+            if n >= 5000 and all(len(q) == rec.grid for q in questions.values()):
+                break  # a family that did not come up by now is a rare one
             own = questions.setdefault(families.family_of(row.task, row.kind).name, [])
             if row.answer and len(own) < rec.grid and dressing.single(row):
                 own.append({"question": row.messages[-2]["content"], "answer": row.answer})
@@ -246,7 +250,7 @@ def main(words=None):
             return 0
         verb = config.choose(words[0], VERBS, "verb")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop ends the notebook too, as Ctrl-C does
-        {"run": run, "train": train, "prepare": prepare, "evaluate": evaluate, "teach": teach, "choose": choose}[verb](**arguments(words[1:], verb))
+        return {"run": run, "train": train, "prepare": prepare, "evaluate": evaluate, "teach": teach, "choose": choose}[verb](**arguments(words[1:], verb)) or 0
     except BrokenPipeError:  # `orcalab --help | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -256,7 +260,6 @@ def main(words=None):
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from orcalab.config import change, check
+from orcalab.config import change, check, choose
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,11 @@ class Teacher:
     model: str = ""  # model to ask for (on Azure the deployment)
     url: str = ""  # endpoint up to /v1, empty is OpenAI's
     azure: str = ""  # API version, if the endpoint is Azure OpenAI's
-    key: str = "OPENAI_API_KEY"  # environment variable that holds the key
+    key: str = ""  # environment variable that holds the key, empty is OPENAI_API_KEY (on Azure AZURE_OPENAI_API_KEY), and none at all for an url of your own
     temperature: float = 0.7  # below 0 is not sent
     top_p: float = 0.95  # below 0 is not sent
     max_tokens: int = 1024  # longest answer, in tokens
+    length: str = "max_completion_tokens"  # under which name that is sent, older endpoints know max_tokens alone
     concurrency: int = 16  # calls in flight
     requests_a_minute: int = 0  # most requests in a minute, 0 for any number
     tokens_a_minute: int = 0  # most tokens in a minute, 0 for any number
@@ -37,15 +38,25 @@ class Teacher:
 
     def __post_init__(self):
         check(self)
-        if not re.fullmatch(r"[A-Z][A-Z0-9_]*", self.key):  # says nothing of the value: it may be a key
+        if self.key and not re.fullmatch(r"[A-Z][A-Z0-9_]*", self.key):  # says nothing of the value: it may be a key
             raise ValueError("key names the environment variable that holds the key, such as OPENAI_API_KEY; the key itself is never given")
-        if re.search(r"//[^/]*@|key=", self.url):
-            raise ValueError("url holds a user's name or a key; put the key into the environment")
+        if re.search(r"//[^/]*@|[?#]", self.url):  # all of it would stand in every line of the ledger
+            raise ValueError("url holds a user's name or a query, where keys stand; give it up to /v1, and put the key into the environment")
+        choose(self.length, ("max_completion_tokens", "max_tokens"), "name of the longest answer's setting")
+        if self.azure and not self.url:
+            raise ValueError("azure needs the url of your resource, such as https://NAME.openai.azure.com")
+        if self.budget and not self.price_in + self.price_out:
+            raise ValueError("a budget needs prices: say --price_in and --price_out, for a million tokens (or cap tokens with --token_budget)")
+
+    @property
+    def variable(self):
+        """The environment variable that holds the key; empty if none is sent."""
+        return self.key or ("AZURE_OPENAI_API_KEY" if self.azure else "" if self.url else "OPENAI_API_KEY")
 
     @property
     def sampling(self):
         """What is sent with every prompt, as a dictionary."""
-        return {k: v for k, v in (("temperature", self.temperature), ("top_p", self.top_p), ("max_completion_tokens", self.max_tokens)) if v >= 0}
+        return {k: v for k, v in (("temperature", self.temperature), ("top_p", self.top_p), (self.length, self.max_tokens)) if v >= 0}
 
 
 # Orca 1's two teachers (paper, Table 4, for prices and requests a minute as they were then; footnote 9 for the sampling of its figures): the wide set and the
@@ -63,7 +74,7 @@ def get(name="teacher", **changes):
 
 
 class Unanswered(Exception):
-    """No answer, and why, without the key; `refused` if the endpoint will serve nothing."""
+    """No answer, and why, without the key; `refused` if the endpoint says that it may not, or has no such model."""
 
     def __init__(self, why, refused=False):
         super().__init__(why)
@@ -74,49 +85,51 @@ class Pace:
     """Space requests so that no minute has more of them, or of their tokens, than allowed. Tokens are guessed before an answer, and set right after."""
 
     def __init__(self, requests=0, tokens=0):
-        self.requests, self.tokens, self.free, self.turn = requests, tokens, 0.0, threading.Lock()
-
-    def seconds(self, requests, tokens):
-        return max(60 * requests / self.requests if self.requests else 0, 60 * tokens / self.tokens if self.tokens else 0)
+        self.requests, self.tokens, self.free, self.lock, self.mine, self.stop = requests, tokens, 0.0, threading.Lock(), threading.local(), threading.Event()
 
     def wait(self, guess):
-        """Wait for this request's turn."""
-        with self.turn:
+        """Wait for this request's turn; return whether it is to be sent, which after a stop it is not."""
+        self.mine.guess = guess
+        with self.lock:
             start = max(time.monotonic(), self.free)
-            self.free = start + self.seconds(1, guess)
-        time.sleep(max(0, start - time.monotonic()))
+            self.free = start + max(60 / self.requests if self.requests else 0, 60 * guess / self.tokens if self.tokens else 0)
+        return not self.stop.wait(max(0, start - time.monotonic()))
 
     def correct(self, tokens):
-        """Take in that an answer took so many tokens more, or fewer, than guessed."""
-        with self.turn:
-            self.free += 60 * tokens / self.tokens if self.tokens else 0
+        """Take in how many tokens this thread's last request really took."""
+        with self.lock:
+            self.free += 60 * (tokens - self.mine.guess) / self.tokens if self.tokens else 0
 
 
 def client_of(teacher, pace):
     """Return the openai client of a teacher. It tries again by itself, and each try waits for its turn.
 
     Raises:
-        ValueError: no model is named, or the environment has no key for an endpoint that needs one.
+        ValueError: no model is named, or the environment has no key where one is needed, or none that can be one.
     """
     import openai
     if not teacher.model:
         raise ValueError("which model is the teacher? Say --model NAME (on Azure the deployment)")
-    key = os.environ.get(teacher.key, "").strip()
-    if not key and (teacher.azure or not teacher.url):
-        raise ValueError(f"the environment has no {teacher.key}: put the endpoint's key there (it is never written down), or name another variable with --key")
-    turn = lambda request: pace.wait(len(request.content) // 4 + teacher.max_tokens // 2)
-    http = openai.DefaultHttpxClient(event_hooks={"request": [turn]})
+    key = os.environ.get(teacher.variable, "").strip()
+    if teacher.variable and not key:
+        raise ValueError(f"the environment has no {teacher.variable}: put the endpoint's key there (it is never written down), or name another variable with --key")
+    if not re.fullmatch("[!-~]*", key):
+        raise ValueError(f"the value of {teacher.variable} is no key: it holds a space, a line break or a character that no header may have")
+
+    def turn(request):
+        if not pace.wait(len(request.content) // 4 + teacher.max_tokens // 2):
+            raise openai.OpenAIError("stopped before it was sent")
+
+    http = openai.DefaultHttpxClient(event_hooks={"request": [turn]}, follow_redirects=False)  # a key is sent to the host that was named, and no other
     how = {"api_key": key or "none", "max_retries": teacher.retries, "timeout": teacher.timeout, "http_client": http}
     if teacher.azure:
         return openai.AzureOpenAI(azure_endpoint=teacher.url, api_version=teacher.azure, **how)
     return openai.OpenAI(base_url=teacher.url or None, **how)
 
 
-def safe(error, client):
-    """Return what an error says, without the key, which some endpoints repeat."""
-    cause = f" ({type(error.__cause__).__name__}: {error.__cause__})" if error.__cause__ else ""
-    text = f"{type(error).__name__}: {error}{cause}"
-    return text.replace(client.api_key, "[the key]")[:500] if client.api_key not in ("", "none") else text[:500]
+def safe(text, client):
+    """Return a text without the key, which some endpoints repeat."""
+    return text.replace(client.api_key, "[the key]") if client.api_key != "none" else text
 
 
 def call(client, teacher, messages):
@@ -126,20 +139,24 @@ def call(client, teacher, messages):
         Unanswered: no answer after all tries, or an endpoint that serves us nothing at all.
     """
     import openai
-    begun, used, tries = time.time(), (0, 0), 1
+    begun, used, tries, guessed = time.time(), (0, 0), 1, {}
     try:
         raw = client.chat.completions.with_raw_response.create(model=teacher.model, messages=messages, **teacher.sampling)
         done, tries = raw.parse(), raw.retries_taken + 1
-        choice, usage = done.choices[0], done.usage
+        choice = done.choices[0]
         refusal = getattr(choice.message, "refusal", None)
-        text = choice.message.content or refusal or ""
-        used = (usage.prompt_tokens, usage.completion_tokens) if usage else (sum(len(m["content"]) for m in messages) // 4, len(text) // 4)
-        entry = {"answer": text, "finish": "refusal" if refusal else choice.finish_reason or "unknown", "version": " ".join(filter(None, [done.model, done.system_fingerprint]))}
-        entry |= {} if usage else {"guessed": True}
-    except (openai.BadRequestError, openai.UnprocessableEntityError) as e:  # this question will never be answered as it stands
-        entry = {"answer": "", "finish": "content_filter" if "content_filter" in f"{e.code} {e.body}" else "error", "version": teacher.model, "error": safe(e, client)}
+        text = safe(choice.message.content or refusal or "", client)
+        used = tuple(getattr(done.usage, k, None) for k in ("prompt_tokens", "completion_tokens"))
+        if not all(isinstance(n, int) for n in used):
+            used, guessed = (sum(len(m["content"]) for m in messages) // 4, len(text) // 4), {"guessed": True}
+        entry = {"answer": text, "finish": "refusal" if refusal else choice.finish_reason or "unknown", "version": " ".join(filter(None, [done.model, done.system_fingerprint])), **guessed}
     except openai.OpenAIError as e:
-        raise Unanswered(safe(e, client), isinstance(e, (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError))) from None
+        if isinstance(e, openai.BadRequestError) and "content_filter" in f"{e.code} {e.body}":  # so it will be judged again: this is its answer
+            entry = {"answer": "", "finish": "content_filter", "version": teacher.model}
+        else:
+            cause = f" ({type(e.__cause__).__name__}: {e.__cause__})" if e.__cause__ else ""
+            refused = isinstance(e, (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError))
+            raise Unanswered(safe(f"{type(e).__name__}: {e}{cause}", client)[:500], refused) from None
     except (ValueError, AttributeError, IndexError, TypeError):  # a page of something else, or half of one
         raise Unanswered("the endpoint's answer is no chat completion") from None
     return {"url": str(client.base_url), **entry, "tokens_in": used[0], "tokens_out": used[1], "cost": (used[0] * teacher.price_in + used[1] * teacher.price_out) / 1e6,

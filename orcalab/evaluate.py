@@ -32,7 +32,7 @@ def right(task_name, answer, entry):
     reasoning_gym's, so without metadata, has to state its gold answer (hygiene.agrees).
     """
     if "metadata" not in entry:
-        return hygiene.agrees(answer, entry["answer"]) is True
+        return hygiene.agrees(f"{FINAL} {answer}", entry["answer"]) is True
     import reasoning_gym
     task_name = entry["metadata"].get("source_dataset", task_name)
     return reasoning_gym.get_score_answer_fn(task_name)(answer, entry) == 1.0
@@ -56,7 +56,7 @@ def ask(student, name, system, questions, folder, recipe, batch=None, said=None)
     the same call goes on from there.
 
     Args:
-        student: a generate.Student, or a function that makes one (called only if needed).
+        student: a generate.Student, or a Lazy one, which is loaded only if needed.
         name: what to call the student.  system: a strategy, "cautious", "empty", or "right" or "wrong" for each task.
         questions: {task name: [reasoning_gym entry]}.
         recipe: a config.Recipe; max_new_tokens and eval_batch are used.
@@ -109,15 +109,16 @@ def ask(student, name, system, questions, folder, recipe, batch=None, said=None)
 
 
 def choose_strategies(student, name, questions, folder, recipe):
-    """Try every candidate strategy of each family with a student, and choose one for each: the one under which it gives most right answers.
+    """Try every candidate strategy of each family with a student, and choose one for each.
 
-    Of strategies that do as well, the family's own is kept, else the one with the shorter answers.
+    The family's own is kept unless under another one the student gives right answers to so many more of the same questions that chance would do that in
+    less than one of ten trials (McNemar); of several such, the one with most right answers, then the one with the shorter ones.
 
     Args:
         questions: {family: [entry]}; an entry has question and answer, and reasoning_gym's have metadata.
 
     Returns:
-        {family: {"chosen", "own", "tried": {strategy: {"right", "questions", "tokens"}}}}; also in `<folder>/strategies.json`. The answers stay there too.
+        {family: {"chosen", "own", "tried": {strategy: {"right", "questions", "tokens", "each", "p"}}}}; also in `<folder>/strategies.json`. The answers stay there too.
 
     Paper: Orca 2, "Teaching Orca 2 to be a Cautious Reasoner": strategies are chosen guided by how the student does.
     """
@@ -128,12 +129,16 @@ def choose_strategies(student, name, questions, folder, recipe):
         records = ask(student, name, strategy, mine, folder, recipe, said={f: texts[f][strategy] for f in mine})
         for f in mine:
             own = [r for r in records if r["task"] == f]
-            tried[f][strategy] = {"right": sum(r["right"] for r in own), "questions": len(own), "tokens": float(np.mean([r["tokens"] for r in own]))}
+            tried[f][strategy] = {"right": sum(r["right"] for r in own), "questions": len(own), "tokens": float(np.mean([r["tokens"] for r in own])),
+                                  "each": [int(r["right"]) for r in sorted(own, key=lambda r: r["number"])]}
     out = {}
     for f in tried:
         first, t = families.FAMILIES[f].strategy, {s: tried[f][s] for s in texts[f]}
-        best = max(t, key=lambda s: (t[s]["right"], s == first, -t[s]["tokens"]))
-        out[f] = {"chosen": best, "own": first, "tried": t}
+        for s in t:
+            pairs = list(zip(t[s]["each"], t[first]["each"]))
+            t[s]["p"] = mcnemar(pairs.count((1, 0)), pairs.count((0, 1)))
+        better = [s for s in t if t[s]["right"] > t[first]["right"] and t[s]["p"] < 0.1]
+        out[f] = {"chosen": max(better or [first], key=lambda s: (t[s]["right"], -t[s]["tokens"])), "own": first, "tried": t}
     write_json(Path(folder) / "strategies.json", out)
     return out
 
@@ -178,8 +183,8 @@ def _resample(tables, draws=10_000, seed=0):
 def score(records):
     """Return macro accuracy over tasks with its 95 % bootstrap interval, and accuracy per task.
 
-    Records that have a `seed` are those of several students, one for each seed, that answered the same questions: the interval covers the choice of
-    questions and of seeds.
+    Records that have a `seed` are those of several students, one for each seed, that answered the same questions: questions and seeds are drawn
+    anew. Of few seeds that draws too narrow an interval where they differ much, so look at each seed, too.
 
     Returns:
         dict: macro, low, high, by_task, format_ok, tokens (mean new tokens), cut (share that hit
@@ -200,7 +205,7 @@ def compare(a, b):
 
     The interval is a paired bootstrap: each draw takes the same questions for both, inside each task. The
     p value is McNemar's, exact: of the questions on which they differ, how lopsided is the split. With several seeds (see `score`) seeds are drawn, too,
-    and p takes each seed's answers for questions of their own.
+    and there is no p: the answers of several seeds to one question are not independent.
 
     Returns:
         dict: macro (difference), low, high, only_a, only_b, p, by_task.
@@ -217,7 +222,7 @@ def compare(a, b):
     flat_a, flat_b = (np.concatenate([v.ravel() for v in t.values()]) for t in (ta, tb))
     only_a, only_b = int(((flat_a > flat_b)).sum()), int((flat_b > flat_a).sum())
     return {"macro": float(np.mean([ta[t].mean() - tb[t].mean() for t in ta])), "low": float(low), "high": float(high),
-            "only_a": only_a, "only_b": only_b, "p": mcnemar(only_a, only_b),
+            "only_a": only_a, "only_b": only_b, "p": mcnemar(only_a, only_b) if all(len(v) == 1 for v in ta.values()) else None,
             "by_task": {t: float(ta[t].mean() - tb[t].mean()) for t in ta}}
 
 
@@ -252,9 +257,12 @@ def read_answers(folder):
 
 def of_runs(folders):
     """Return {(student, system): records} of several runs of one recipe, each record with its `seed` and the strategy `used`, read off the answer's form."""
-    out = {}
+    out, seeds = {}, set()
     for folder in map(Path, folders):
-        seed = next(read_json(p)["seed"] for p in sorted(folder.glob("*/config.json")))
+        seed = next((read_json(p)["seed"] for p in sorted(folder.glob("*/config.json"))), None)
+        if seed is None or seed in seeds:
+            raise ValueError(f"{folder} is " + ("no run's folder: no stage in it has a config.json" if seed is None else f"a second run of seed {seed}: each has to be of another"))
+        seeds.add(seed)
         for key, records in read_answers(folder / "answers").items():
             out.setdefault(key, []).extend({**r, "seed": seed, "used": strategy_of(r["text"])} for r in records)
     if not out:

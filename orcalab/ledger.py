@@ -16,7 +16,7 @@ def key_of(teacher, messages):
     """Return what an answer is found by, 16 hexadecimal digits of a hash: who was asked, with which sampling settings, and every word of the prompt.
 
     Args:
-        teacher: a config.Teacher.  messages: the conversation so far, the last turn a user's.
+        teacher: an endpoint.Teacher.  messages: the conversation so far, the last turn a user's.
     """
     return digest([teacher.name, teacher.model, teacher.sampling, messages], 16)
 
@@ -37,7 +37,7 @@ class Ledger:
 
     def __init__(self, path, write=False):
         from filelock import FileLock, Timeout
-        self.path, self.torn, self.synced, self.turn = Path(path), 0, 0.0, threading.RLock()
+        self.path, self.torn, self.synced, self.lock = Path(path), 0, 0.0, threading.RLock()
         self.keys, self.at, self.fresh, self.totals = np.zeros(0, np.uint64), np.zeros(0, np.int64), {}, {}
         if write:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,10 +58,12 @@ class Ledger:
             self.end += 1
 
     def close(self):
-        if hasattr(self, "held"):
-            os.fsync(self.file)
-            self.held.release()
-        os.close(self.file)
+        with self.lock:
+            file, self.file = self.file, -1  # a thread that was left behind writes to no other file
+            if hasattr(self, "held"):
+                os.fsync(file)
+                self.held.release()
+            os.close(file)
 
     def __enter__(self):
         return self
@@ -90,10 +92,10 @@ class Ledger:
         start, self.end = self.end, self.end + len(line)
         try:
             entry = json.loads(line)
-            key = int(entry["key"], 16)
+            key = int(np.uint64(int(entry["key"], 16)))
             counts = {"answers": 1, **{k: entry[k] for k in ("tokens_in", "tokens_out", "cost", "seconds", "tries")}, f"finish {entry['finish']}": 1}
             self.totals.setdefault((entry["teacher"], entry["version"], entry["currency"]), Counter()).update(counts)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             self.torn += bool(line.strip())
             return
         self.fresh[key] = start
@@ -113,9 +115,9 @@ class Ledger:
             raise OSError(f"no disk space left for {self.path}, or the disk failed ({e}); what it holds is whole") from e
 
     def write(self, entry):
-        """Add an entry. It is in the file when this returns, whatever becomes of the process; on the disk a second later."""
+        """Add an entry. It is in the file when this returns, whatever becomes of the process; on the disk with the next answer after a second, or at the end."""
         line = json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
-        with self.turn:
+        with self.lock:
             self._append(line)
             self._note(line)
             if time.monotonic() - self.synced > 1:
@@ -124,13 +126,13 @@ class Ledger:
 
     def get(self, key):
         """Return the entry of a key, None if there is none."""
-        with self.turn:
+        with self.lock:
             number = int(key, 16)
-            place = int(np.searchsorted(self.keys, np.uint64(number)))
-            known = place < len(self.keys) and int(self.keys[place]) == number
+            place = int(np.searchsorted(self.keys, np.uint64(number), "right")) - 1  # of several, the newest
+            known = place >= 0 and int(self.keys[place]) == number
             if not known and number not in self.fresh:
                 return None
-            start = int(self.at[place]) if known else self.fresh[number]
+            start = self.fresh[number] if number in self.fresh else int(self.at[place])
         with open(self.path, "rb") as f:
             f.seek(start)
             return json.loads(f.readline())

@@ -11,7 +11,7 @@ from math import floor
 import numpy as np
 
 from orcalab import hygiene, sources, workers
-from orcalab.config import Mix, Part, digest, listed
+from orcalab.config import Mix, Part, RowError, digest, listed
 from orcalab.progress import Progress
 from orcalab.rows import OnDisk, Stacked, joined
 from orcalab.sampling import REASONS, Scan, select
@@ -30,10 +30,12 @@ def _scan(work, number):
         roles = [m["role"] for m in row.messages if m["role"] != "system"]
         system = row.messages[0]["content"] if row.messages and row.messages[0]["role"] == "system" else ""
         asked = [m["content"] for m in row.messages if m["role"] == "user"]
+        if "asks" not in drop and roles[-1:] == ["user"]:
+            raise RowError(f"{row.where}: missing ['response']")  # a question for a teacher is no row to learn from
         reason = 0
         if wanted and row.task not in wanted or not row.kind.startswith(part.kind):
             reason = 1
-        elif not said.strip() and "asks" not in drop or row.messages and not all(m["content"].strip() for m in row.messages[:-1] if m["role"] != "system"):
+        elif not said.strip() and "asks" not in drop or row.messages and not all(m["content"].strip() for m in row.messages if m["role"] == "user"):
             reason = 2
         elif "refusals" in drop and row.messages and hygiene.refuses(said):
             reason = 3
@@ -119,7 +121,8 @@ class Mixture(OnDisk):
             opened = {n: Stacked(sources.pools(n, cfg.data)) for n in dict.fromkeys(p.sources for p in self.mix.parts)}
             self.pools = [opened[p.sources] for p in self.mix.parts]
         for part, pool in zip(self.mix.parts, self.pools):
-            wanted = drop | ({"near"} if part.merge else set()) | ({"asks"} if self.asks else set())
+            wanted = drop | ({"near"} if part.merge else set())
+            wanted = wanted - {"refusals", "wrong"} | {"asks"} if self.asks else wanted  # the answers that are there are not asked about
             key = digest([part.sources, part.tasks, part.kind, part.by == "strategies", part.chunk, part.similar, sorted(wanted)])
             if key not in scans:
                 scans[key] = scan(pool, part, wanted, cfg.processes, f"read {part.name} (rows)")

@@ -48,7 +48,8 @@ def laptop():
 def ablation():
     """Four ways to teach the same rows: bare answers, explained under the strategy's message, the same erased, and explained under Orca 1's messages.
 
-    Paper: none; Orca 2 erases strategies and does not measure what that adds, and neither paper has a control of bare answers.
+    Paper: none; Orca 2 erases strategies and does not measure what that adds, and neither paper has a control of bare answers. As in the paper a kind of
+    question has one strategy, which can be told from the question: what a message is worth that says more than the question does, this cannot show.
     Departs: rows, model and teacher are the laptop recipe's. All four start from its first stage, with the same 400 rows in the same order of questions
     and the same number of tokens; a shorter example is seen more often. Each is asked under four messages: the cautious one, none, the one that asks for
     the task's own strategy, and one that asks for the opposite (a bare answer where steps are needed, steps where a bare answer should do).

@@ -56,7 +56,8 @@ def parse(path, number, text):
 
 
 def row_of(item, where, source, number):
-    """Return the row of a dictionary: `messages`, or `system_prompt` / `question` / `response`, or `text` alone.
+    """Return the row of a dictionary: `messages`, or `system_prompt` / `question` / `response`, or `text` alone; without
+    a response, a question for a teacher, or one whose gold `answer` is the response.
 
     Raises:
         RowError: where, and the field: a missing or misspelt one, or a conversation that does not end with the assistant.
@@ -69,11 +70,12 @@ def row_of(item, where, source, number):
         if twice := sorted({"system_prompt", "question", "response", "text"} & set(item)):
             raise RowError(f"{where}: 'messages' and {twice}: a row has the one or the other")
         messages = item["messages"]
-    elif {"question", "response"} <= set(item) or {"question", "answer"} <= set(item) and not get_close_matches("response", item.keys() - KNOWN, 1, 0.7):
+    elif "question" in item and ("response" in item or item.keys() <= KNOWN and "text" not in item):  # for a teacher to answer
+        replied = {"response", "answer"} & item.keys()
         item = {"response": item.get("answer"), **item}
         system = [{"role": "system", "content": item["system_prompt"]}] if item.get("system_prompt") else []
         asked, said = ("" if item[k] is None else item[k] for k in ("question", "response"))
-        messages = [*system, {"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        messages = [*system, {"role": "user", "content": asked}, *([{"role": "assistant", "content": said}] if replied else [])]
     elif "text" in item and not {"question", "response"} & set(item):
         messages = []
     else:
@@ -82,7 +84,7 @@ def row_of(item, where, source, number):
         hint = nearest(odd[0], FIELDS).replace("did you mean", f"{odd[0]!r}: did you mean") if odd else ""
         raise RowError(f"{where}: missing {[m for m in missing if m not in item]}{hint}")
     try:
-        chatml.check(messages if messages != [] or "text" not in item else [{"role": "assistant", "content": item["text"]}], answered=True)
+        chatml.check(messages if messages != [] or "text" not in item else [{"role": "assistant", "content": item["text"]}], answered="messages" in item or "text" in item or bool(replied))
     except ValueError as e:
         raise RowError(f"{where}: {e}") from None
     extra = {k: str(item[k]) for k in (*FIELDS[5:], "text") if item.get(k) is not None}

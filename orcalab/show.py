@@ -238,9 +238,9 @@ def task_rows(scores, tasks=()):
 
 def choice_rows(found):
     """Return (rows, head) of what evaluate.choose_strategies found: right answers of those asked, a line per family and strategy."""
-    lines = [[f if n == 0 else "", s, "own" if s == c["own"] else "", f"{t['right']} of {t['questions']}", f"{t['tokens']:.0f}", "chosen" if s == c["chosen"] else ""]
+    lines = [[f if n == 0 else "", s, "own" if s == c["own"] else "", f"{t['right']} of {t['questions']}", f"{t['tokens']:.0f}", f"{t['p']:.2g}" if s != c["own"] else "", "chosen" if s == c["chosen"] else ""]
              for f, c in found.items() for n, (s, t) in enumerate(c["tried"].items())]
-    return lines, ["family", "strategy", "ours", "right", "tokens", ""]
+    return lines, ["family", "strategy", "ours", "right", "tokens", "p against own", ""]
 
 
 STYLE = """body{font:16px/1.6 system-ui,sans-serif;max-width:1060px;margin:2em auto;padding:0 1em;color:#222}

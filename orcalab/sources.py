@@ -121,9 +121,10 @@ def _fit(columns, name, where):
         if missing := [c for c in SOURCES[name].columns if c not in columns]:
             raise RowError(f"{where}: no column {', '.join(map(repr, missing))}, which the source {name!r} has{nearest(missing[0], columns).replace('known', 'its columns are')}")
     elif not any(shape <= columns.keys() for shape in SHAPES):
-        if like := [n for n, s in SOURCES.items() if s.columns and set(s.columns) <= columns.keys()]:
-            raise RowError(f"{where}: needs 'messages', or 'question' and 'response', or 'text'; "
-                           f"its columns are those of the source {' or '.join(like)}: write {like[0]}:PATH")
+        like = [n for n, s in SOURCES.items() if s.columns and set(s.columns) <= columns.keys()]
+        if like and not {"id", "task"} & columns.keys():
+            raise RowError(f"{where}: needs 'messages', or 'question' and 'response', or 'text'; its columns are those of the source {' or '.join(like)}: "
+                           f"write {like[0]}:PATH" + (", or add a column 'id' or 'task' if they are questions of your own" if "question" in columns else ""))
         row_of(dict.fromkeys(columns, ""), where, "", 0)  # says what is missing
 
 

@@ -13,6 +13,7 @@ from random import Random
 from typing import NamedTuple
 
 from orcalab import corpus, endpoint, families, hygiene
+from orcalab.chatml import HALF
 from orcalab.config import choose, write_json
 from orcalab.dress import dress
 from orcalab.ledger import key_of
@@ -51,18 +52,17 @@ def queries(rows, cfg, chosen=None, calls=""):
     several = isinstance(rows, Mixture)
     for n, item in enumerate(map(rows.item, range(len(rows))) if several else rows):
         row, system = (item[0][0], item[1].system or cfg.system) if several else (item, cfg.system)
-        asked = [m for m in row.messages if m["role"] == "system"] + [m for m in row.messages[:-1] if m["role"] != "system"]
+        asked = row.messages[:-1] if row.messages and row.messages[-1]["role"] == "assistant" else row.messages
         if not asked or asked[-1]["role"] != "user":
             raise ValueError(f"{row.where or row.id}: holds no question for a teacher")
         family, follow = families.family_of(row.task, row.kind), ()
-        strategy = (chosen or {}).get(family.name) or (row.strategy or family.strategy if system in ("strategy", "cautious") else "")
+        strategy = ((chosen or {}).get(family.name) or row.strategy or family.strategy) if system in ("strategy", "cautious") else ""
         if system in ("strategy", "cautious"):
             asked = set_system({"messages": asked}, families.instruction(family, strategy))["messages"]
             way = family.calls if calls == "family" else calls
             follow = families.CALLS[choose(way, families.CALLS, "way of several calls")] if way else ()
         else:
-            plain = dress(replace(row, strategy="", explanation=""), replace(cfg, system=system, few_shot=0.0), Random(f"{cfg.seed} {row.id} {n}"))
-            asked = plain.messages[:-1]
+            asked = dress(replace(row, messages=asked), replace(cfg, system=system, few_shot=0.0), Random(f"{cfg.seed} {row.id} {n}")).messages
         yield Query(row, family.name, strategy, asked, follow)
 
 
@@ -121,25 +121,28 @@ def collect(asked, teacher, ledger, total=0):
     """Ask every question that the ledger has no answer for, many at a time; each answer is in the ledger before the next question is asked.
 
     Ctrl-C, a cap or an endpoint that is gone end it cleanly: what is in flight is waited for and kept (a second Ctrl-C leaves it). The same call goes on.
+    Caps count the answers in the ledger; a try that timed out here, and was answered there, is not among them.
 
     Args:
         asked: Queries, read as they are needed.  ledger: a Ledger opened to write.  total: how many Queries, for the time left.
 
     Returns:
-        Counter: new calls answered, questions known from before, unanswered, and "stopped: why".
+        Counter: new calls answered, questions known from before, unanswered, "because: why" of the last of these, and "stopped: why".
 
     Raises:
-        ValueError: the endpoint refuses to serve: no such model, a wrong key, settings that it does not know. What it says stands in the message, never the key.
+        ValueError: the endpoint refuses all: a wrong key, no such model. What it says stands in the message, never the key. A budget in another currency
+            than the ledger's.
     """
+    if teacher.budget and set(ledger.cost) - {teacher.currency}:
+        raise ValueError(f"the ledger counts in {', '.join(ledger.cost)}, and the budget in {teacher.currency}: give both in one currency, or another out")
     pace = endpoint.Pace(teacher.requests_a_minute, teacher.tokens_a_minute)
-    client, source, said = endpoint.client_of(teacher, pace), iter(asked), Counter()
-    turn, stop, going, fatal, row_of_failures = threading.RLock(), threading.Event(), set(), [], 0
-    guess = lambda messages: sum(len(m["content"]) for m in messages) // 4 + teacher.max_tokens // 2
+    client, source, said, stop = endpoint.client_of(teacher, pace), iter(asked), Counter(), pace.stop
+    lock, going, fatal, failures, why = threading.RLock(), set(), [], 0, ""
 
-    def halt(why):
+    def halt(reason):
         if not stop.is_set():
             stop.set()
-            said[f"stopped: {why}"] += 1
+            said[f"stopped: {reason}"] += 1
 
     def spent():
         if teacher.budget and (cost := ledger.cost[teacher.currency]) >= teacher.budget:
@@ -150,7 +153,7 @@ def collect(asked, teacher, ledger, total=0):
     def work():
         try:
             while True:
-                with turn:
+                with lock:
                     query = None if stop.is_set() else next(source, None)
                 if query is None:
                     return
@@ -160,14 +163,15 @@ def collect(asked, teacher, ledger, total=0):
             stop.set()
 
     def one(query):
-        nonlocal row_of_failures
+        nonlocal failures
         fresh = False
         while True:
-            with turn:
+            with lock:
                 messages, number, entry = walk(query, teacher, ledger)
                 key = key_of(teacher, messages)
                 if entry or key in going:  # answered; or the same words are being asked for another row
                     said["known from before"] += not fresh
+                    bar.before += not fresh  # it took no time: what is left is judged by the others
                     bar.advance(1, note())
                     return
                 spent()
@@ -175,31 +179,30 @@ def collect(asked, teacher, ledger, total=0):
                     return
                 going.add(key)
             try:
-                made = entry_of(query, teacher, number, messages, endpoint.call(client, teacher, messages))
+                answer = endpoint.call(client, teacher, messages)
             except endpoint.Unanswered as e:
-                with turn:
-                    failed(e)
-                return
-            finally:
+                with lock:
+                    going.discard(key)
+                    return failed(e)
+            with lock:
+                ledger.write(entry_of(query, teacher, number, messages, answer))
                 going.discard(key)
-            with turn:
-                if made["finish"] == "error" and not said["new calls"]:
-                    raise ValueError(f"the endpoint refuses the first question ({query.row.where or query.row.id}): {made['error']}")
-                ledger.write(made)
-                pace.correct(made["tokens_in"] + made["tokens_out"] - guess(messages))
-                row_of_failures, fresh = 0, True
+                pace.correct(answer["tokens_in"] + answer["tokens_out"])
+                failures, fresh = 0, True
                 said["new calls"] += 1
 
     def failed(e):
-        nonlocal row_of_failures
-        row_of_failures += 1
-        said.update(["unanswered"])
+        nonlocal failures, why
+        if stop.is_set():
+            return
+        failures, why = failures + 1, str(e)
+        said["unanswered"] += 1
         bar.advance(1, note())
-        if e.refused:
+        if e.refused and not len(ledger):
             fatal.append(ValueError(f"the endpoint {client.base_url} refuses: {e}"))
             stop.set()
-        elif row_of_failures >= teacher.concurrency:
-            halt(f"{row_of_failures} questions in a row had no answer after {teacher.retries + 1} tries each, the last: {e}")
+        elif failures >= max(8, teacher.concurrency):
+            halt(f"{failures} questions in a row had no answer")
 
     def note():
         cost = ", ".join(f"{v:.4f} {c}" for c, v in ledger.cost.items())
@@ -219,6 +222,8 @@ def collect(asked, teacher, ledger, total=0):
                 t.join()
     if fatal:
         raise fatal[0] from None
+    if why:
+        said[f"because: {why}"] += 1
     return said
 
 
@@ -235,9 +240,11 @@ def verdict(query, entry, drop=(), moderate=None):
         return "unanswered"
     said = entry["answer"]
     if entry["finish"] not in WHOLE:
-        return {"length": "cut off", "content_filter": "filtered", "refusal": "refusal"}.get(entry["finish"], entry["finish"])
+        return {"length": "cut off", "content_filter": "filtered"}.get(entry["finish"], entry["finish"])
     if not said.strip():
         return "empty"
+    if HALF.search(said):
+        return "half a character"
     if hygiene.refuses(said):
         return "refusal"
     if query.messages[0]["role"] == "system" and FINAL in query.messages[0]["content"] and FINAL not in said:
@@ -259,7 +266,7 @@ def rows_from(asked, teacher, ledger, folder, drop=(), moderate=None):
     folder.mkdir(parents=True, exist_ok=True)
     names = [folder / "rows.jsonl", folder / "dropped.jsonl"]
     sides = [p.with_suffix(".part") for p in names]
-    with open(sides[0], "w", encoding="utf-8", newline="\n") as kept, open(sides[1], "w", encoding="utf-8", newline="\n") as dropped:
+    with open(sides[0], "w", encoding="utf-8", newline="\n") as kept, open(sides[1], "w", encoding="utf-8", errors="backslashreplace", newline="\n") as dropped:
         for query in asked:
             entry = walk(query, teacher, ledger)[2]
             why, row = verdict(query, entry, drop, moderate), query.row

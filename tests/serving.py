@@ -56,7 +56,7 @@ class Proxy:
     def __init__(self, port, share=0.0, seed=0, late=1.0, reply=None, remember=True):
         self.port, self.share, self.late, self.reply, self.rng = port, share, late, reply, random.Random(seed)
         self.seen, self.given, self.fates, self.turn, self.most, self.now = Counter(), Counter(), Counter(), threading.Lock(), 0, 0
-        self.times = []
+        self.times, self.paths, self.tokens = [], [], {}  # tokens: what the server said that a prompt's answer took
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -69,6 +69,7 @@ class Proxy:
                     if remember:
                         outer.seen[prompt] += 1
                         outer.times.append(time.monotonic())
+                        outer.paths.append(self.path)
                     outer.now += 1
                     outer.most = max(outer.most, outer.now)
                     fate = outer.rng.choice(["429", "500", "cut", "late"]) if outer.rng.random() < outer.share else "pass"
@@ -109,6 +110,8 @@ class Proxy:
                 self.say(status, data)
                 with outer.turn:
                     outer.given[prompt if remember else ""] += status == 200
+                    if remember and not outer.reply:
+                        outer.tokens[prompt] = json.loads(data)["usage"]["total_tokens"]
 
             def say(self, status, data, headers=()):
                 self.send_response(status)

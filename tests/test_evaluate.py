@@ -225,6 +225,7 @@ def test_with_several_seeds_both_questions_and_seeds_are_drawn():
     found = evaluate.score(several)
     assert found["macro"] == pytest.approx(np.mean(runs)) and found["questions"] == 120
     assert [found["low"], found["high"]] == pytest.approx(np.percentile(drawn, [2.5, 97.5]).tolist(), abs=0.03)
+    assert evaluate.compare(several, several)["p"] is None
     worse = [{**r, "right": r["right"] and r["number"] % 2 == 0} for r in several]
     c = evaluate.compare(several, worse)  # the seeds drawn are the same on both sides, so a difference hangs less on them
     assert c["high"] - c["low"] < found["high"] - found["low"] and c["macro"] == pytest.approx(found["macro"] - evaluate.score(worse)["macro"])
@@ -264,6 +265,10 @@ def test_runs_are_read_packed_and_unpacked(asking, recipe, tmp_path):
     assert evaluate.score(again["s", "cautious"]) == evaluate.score(found["s", "cautious"])
     with pytest.raises(ValueError, match="no whole answers file in no folder"):
         evaluate.of_runs([])
+    with pytest.raises(ValueError, match="run-3 is a second run of seed 3: each has to be of another"):
+        evaluate.of_runs([folders[0], folders[0]])
+    with pytest.raises(ValueError, match="answers is no run's folder: no stage in it has a config.json"):
+        evaluate.of_runs([folders[0] / "answers"])
 
 
 # -------------------------------------------------------------------------------- strategies chosen by the student
@@ -285,23 +290,26 @@ class Talker:
 def test_strategies_are_chosen_by_how_a_student_does(tmp_path, recipe):
     sums, facts = families.family_of("gsm8k"), families.family_of("arc_easy")
     other = sums.others[0]
-    questions = {sums.name: [{"question": f"{n} + 1?", "answer": str(n + 1)} for n in range(4)], facts.name: [{"question": f"is {n} even?", "answer": "yes"} for n in range(4)]}
+    questions = {sums.name: [{"question": f"{n} + 1?", "answer": str(n + 1)} for n in range(8)], facts.name: [{"question": f"is {n} even?", "answer": "yes"} for n in range(8)]}
 
     def says(system, question):
         if "even" in question:
             return "Final answer: yes"
         n = int(question.split()[0])
-        good = system == families.instruction(sums, other) or n == 0  # under the other strategy all are right, under its own one in four
+        good = system == families.instruction(sums, other) or n == 0  # under the other strategy all are right, under its own one in eight
         return f"Final answer: {n + 1 if good else 99}"
     found = evaluate.choose_strategies(Talker(says), "talker", questions, tmp_path, recipe)
     assert found[sums.name]["chosen"] == other and found[sums.name]["own"] == sums.strategy
-    assert {s: t["right"] for s, t in found[sums.name]["tried"].items()} == {s: 4 if s == other else 1 for s in (sums.strategy, *sums.others)}
-    assert found[facts.name]["chosen"] == facts.strategy and {t["right"] for t in found[facts.name]["tried"].values()} == {4}  # as good: its own is kept
+    assert {s: t["right"] for s, t in found[sums.name]["tried"].items()} == {s: 8 if s == other else 1 for s in (sums.strategy, *sums.others)}
+    assert found[facts.name]["chosen"] == facts.strategy and {t["right"] for t in found[facts.name]["tried"].values()} == {8}  # as good: its own is kept
     assert json.loads((tmp_path / "strategies.json").read_text()) == found
+    assert found[sums.name]["tried"][other]["p"] == evaluate.mcnemar(7, 0) < 0.1
+    few = {f: q[:4] for f, q in questions.items()}
+    assert evaluate.choose_strategies(Talker(says), "talker", few, tmp_path / "few", recipe)[sums.name]["chosen"] == sums.strategy  # three more of four may be luck
     silent = Talker(lambda *_: pytest.fail("what was answered is not asked again"))
     assert evaluate.choose_strategies(silent, "talker", questions, tmp_path, recipe) == found
 
 
 def test_an_answer_without_a_scorer_has_to_state_the_gold_one():
     entry = {"question": "2 + 2", "answer": "4"}
-    assert evaluate.right("", "4", entry) and not evaluate.right("", "14", entry) and not evaluate.right("", "perhaps", entry)
+    assert evaluate.right("", "4", entry) and evaluate.right("", "4 apples", entry) and not evaluate.right("", "14", entry) and not evaluate.right("", "perhaps", entry)

@@ -64,6 +64,35 @@ def test_a_line_that_is_no_answer_is_passed_over(five):
         assert len(book) == 5 and book.torn == 4 and book.cost == {"USD": 2.5} and book.get(entry(4)["key"]) == entry(4)
 
 
+def test_of_two_answers_to_one_prompt_the_newest_is_found(tmp_path):
+    key = entry(0)["key"]
+    with Ledger(tmp_path / "ledger.jsonl", write=True) as book:
+        for n in range(3):
+            book.write(entry(0, answer=f"version {n}"))
+            assert book.get(key)["answer"] == f"version {n}"
+            for i in range(1 << 15):  # until the index takes it in
+                book.fresh[i] = 0
+            book.write(entry(1))
+            assert not book.fresh and book.get(key)["answer"] == f"version {n}"
+
+
+def test_a_key_that_is_none_is_passed_over(five):
+    with open(five, "ab") as f:
+        for key in ("-1", "1" * 17, "x"):
+            f.write(json.dumps(entry(9, key=key)).encode() + b"\n")
+    with Ledger(five) as book:
+        assert len(book) == 5 and book.torn == 3
+
+
+def test_after_it_is_closed_nothing_is_written_anywhere(five):
+    book = Ledger(five, write=True)
+    book.close()
+    before = five.read_bytes()
+    with pytest.raises(OSError):
+        book.write(entry(9))
+    assert five.read_bytes() == before
+
+
 def test_one_process_at_a_time_writes(five):
     code = "import sys\nfrom orcalab.ledger import Ledger\ntry:\n    Ledger(sys.argv[1], write=True)\nexcept ValueError as e:\n    print(e)"
     with Ledger(five, write=True):

@@ -73,12 +73,12 @@ def whom(proxy, folder, **more):
                       "price_in": 2.0, "price_out": 6.0, **more})
 
 
-def check_ledger(path, queries, who, proxy=None):
-    """Hold a ledger to what was asked: a line a question, totals that are the sums of the lines, and of what the server said."""
+def check_ledger(path, queries, who, proxy):
+    """Hold a ledger to what was asked: a line a question, totals that are the sums of the lines, and of what the server counted in the answers that went out."""
     entries = [json.loads(x) for x in path.read_bytes().split(b"\n")[:-1]]
     assert sorted(e["key"] for e in entries) == sorted(key_of(who, q.messages) for q in queries)
     with Ledger(path) as book:
-        assert book.torn == 0 and book.tokens == sum(e["tokens_in"] + e["tokens_out"] for e in entries)
+        assert book.torn == 0 and book.tokens == sum(e["tokens_in"] + e["tokens_out"] for e in entries) == sum(proxy.tokens[q] for q in proxy.given)
         assert book.cost == {"USD": pytest.approx(sum(2e-6 * e["tokens_in"] + 6e-6 * e["tokens_out"] for e in entries), abs=1e-12)}
     return entries
 
@@ -120,7 +120,7 @@ def test_with_a_third_of_the_answers_spoiled(server, student, line, tmp_path):
         said = teacher.collect(queries, who, book)
     assert said == {"new calls": ROWS, "known from before": 0}
     assert min(proxy.fates[k] for k in ("429", "500", "cut", "late")) >= 5
-    entries = check_ledger(tmp_path / "ledger.jsonl", queries, who)
+    entries = check_ledger(tmp_path / "ledger.jsonl", queries, who, proxy)
     assert sum(e["tries"] for e in entries) >= sum(proxy.fates.values()) - proxy.fates["late"] and sum(proxy.fates.values()) > ROWS * 1.2
     # an answer that arrived is never asked for again; one that came after the time-out may be
     assert len(proxy.given) == ROWS and sum(proxy.given.values()) <= ROWS + 3
@@ -142,7 +142,7 @@ def test_with_the_server_killed_half_way(student, tmp_path):
             server.start()
             job.join()
         assert said == [{"new calls": ROWS, "known from before": 0}] and gone < ROWS
-        check_ledger(path, queries, who)
+        check_ledger(path, queries, who, proxy)
         assert len(proxy.given) == sum(proxy.given.values()) == ROWS
     finally:
         proxy.close()
@@ -152,6 +152,8 @@ def test_with_the_server_killed_half_way(student, tmp_path):
 def command(proxy, student, out, rows, *more, **env):
     words = [sys.executable, "-m", "orcalab", "teach", "--recipe", "smoke", "--system", "strategy", "--rows", rows, "--teacher", "local", "--model", student, "--url", proxy.url, "--out", out,
              "--max_tokens", "4", "--temperature", "0", "--price_in", "2", "--price_out", "6", "--drop", "nothing", *more]
+    more = [] if any(str(w).startswith("--key") for w in words) or "OPENAI_API_KEY" not in env else ["--key", "OPENAI_API_KEY"]
+    words += more
     return subprocess.Popen([str(w) for w in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **env})
 
 
@@ -242,10 +244,34 @@ def test_requests_are_spaced(answering):
     assert proxy.times[-1] - proxy.times[0] >= 0.1 * (len(proxy.times) - 1) - 0.15 and sorted(gaps)[len(gaps) // 2] > 0.05
 
 
-def test_tokens_are_spaced_by_what_they_really_were(answering):
-    begun = time.monotonic()
-    found = answering(said("1", usage=(1000, 1000)))(asked(12), tokens_a_minute=600_000, concurrency=2)[0]
-    assert found["new calls"] == 12 and time.monotonic() - begun >= 0.2 * 9  # 2,000 tokens take 0.2 s
+@pytest.mark.parametrize("letter", ["x", "ж"])
+def test_tokens_are_spaced_by_what_they_really_were(answering, letter):
+    (one,) = asked(1)
+    queries = [one._replace(messages=[{"role": "user", "content": f"{n} " + 2000 * letter}]) for n in range(40)]
+    found, _, _, proxy = answering(said("1", usage=(1000, 1000)))(queries, tokens_a_minute=600_000, concurrency=2)
+    took = proxy.times[-1] - proxy.times[0]
+    assert found["new calls"] == 40 and 0.2 * 36 <= took <= 0.2 * 44 + 2  # 2,000 tokens take 0.2 s, whatever was guessed
+
+
+def test_after_a_stop_nothing_that_waits_for_its_turn_is_sent(answering):
+    found, book, _, proxy = answering(said("1"))(asked(20), budget=0.0001, requests_a_minute=60, concurrency=8)
+    assert found["new calls"] == sum(proxy.seen.values()) <= 2 and any("the budget of 0.0001" in k for k in found)
+
+
+def test_a_budget_in_another_currency_than_the_ledgers(answering):
+    collect = answering(said("1"))
+    collect(asked(2))
+    with pytest.raises(ValueError, match="the ledger counts in USD, and the budget in EUR: give both in one currency, or another out"):
+        collect(asked(4), currency="EUR", budget=1.0)
+
+
+def test_what_was_known_before_is_no_measure_of_the_time_left(answering, monkeypatch):
+    collect, left = answering(said("1")), []
+    collect(asked(150))
+    advance = teacher.Progress.advance
+    monkeypatch.setattr(teacher.Progress, "advance", lambda bar, *a, **k: (advance(bar, *a, **k), left.append((bar.done, bar.before))))
+    assert collect(asked(180))[0]["new calls"] == 30
+    assert left[-1] == (180, 150)
 
 
 # --------------------------------------------------------------------------------------------- what goes wrong
@@ -257,8 +283,8 @@ def test_an_endpoint_that_is_gone_ends_it_cleanly(answering, tmp_path):
     who = Teacher(name="local", model="m", url="http://127.0.0.1:9/v1", max_tokens=4, retries=0, concurrency=4, temperature=0.0)
     with Ledger(tmp_path / "ledger.jsonl", write=True) as book:
         found = teacher.collect(asked(), who, book)
-        assert found["unanswered"] <= 2 * who.concurrency and found["known from before"] == 5 and len(book) == 5
-    assert re.match(r"stopped: 4 questions in a row had no answer after 1 tries each, the last: APIConnectionError: Connection error. \(ConnectError: ", next(k for k in found if k.startswith("stop")))
+        assert found["unanswered"] == 8 and found["stopped: 8 questions in a row had no answer"] == 1 and found["known from before"] == 5 and len(book) == 5
+    assert re.match(r"because: APIConnectionError: Connection error. \(ConnectError: ", next(k for k in found if k.startswith("because")))
 
 
 @pytest.mark.parametrize("status, words", [(401, "AuthenticationError"), (403, "PermissionDeniedError"), (404, "NotFoundError")])
@@ -268,46 +294,53 @@ def test_an_endpoint_that_refuses_is_an_error_at_once(answering, status, words):
         collect(asked(), concurrency=4)
 
 
-def test_settings_that_the_endpoint_does_not_know_are_an_error_at_once(answering):
-    collect = answering((400, b'{"error": {"message": "unknown parameter top_p"}}'))
-    with pytest.raises(ValueError, match=r"the endpoint refuses the first question \(q-\d\): BadRequestError: .*unknown parameter top_p"):
-        collect(asked(), concurrency=4)
+def test_settings_that_the_endpoint_does_not_know_stop_it_soon(answering):
+    found, book, _, proxy = answering((400, b'{"error": {"message": "unknown parameter top_p"}}'))(asked(), concurrency=4)
+    assert found["stopped: 8 questions in a row had no answer"] == 1 and len(book) == 0 and sum(proxy.seen.values()) <= 8 + 4
+    assert re.match("because: BadRequestError: .*unknown parameter top_p", next(k for k in found if k.startswith("because")))
 
 
-def test_a_question_that_the_endpoint_refuses_is_noted_and_not_asked_again(answering, tmp_path):
+def test_one_question_that_is_refused_stops_nothing(answering, tmp_path):
     def reply(body):
-        if "What is 3 +" in body["messages"][-1]["content"]:
-            return 400, b'{"error": {"message": "filtered", "code": "content_filter"}}'
-        return (400, b'{"error": {"message": "too long"}}') if "What is 5 +" in body["messages"][-1]["content"] else said("Final answer: 1")
+        asks = body["messages"][-1]["content"]
+        if "What is 0 +" in asks:
+            return 400, b'{"error": {"message": "too long"}}'
+        if "What is 2 +" in asks:
+            return 403, b'{"error": {"message": "not this one"}}'
+        return (400, b'{"error": {"message": "filtered", "code": "content_filter"}}') if "What is 3 +" in asks else said("Final answer: 1")
     collect = answering(reply)
-    found, book, who, proxy = collect(asked(8), concurrency=1)
-    assert found["new calls"] == 8 and collect(asked(8))[0] == {"known from before": 8}
+    found, book, who, proxy = collect(asked(30), concurrency=1)
+    assert (found["new calls"], found["unanswered"]) == (28, 2) and "because: PermissionDeniedError: " in " ".join(found)
+    again = collect(asked(30), concurrency=2)[0]
+    assert (again["known from before"], again["unanswered"]) == (28, 2)  # what the filter refused is answered; the others may be, another time
     with Ledger(tmp_path / "ledger.jsonl") as book:
-        kept = teacher.rows_from(asked(8), who, book, tmp_path)
-    assert kept == {"kept": 6, "dropped: filtered": 1, "dropped: error": 1, "right": 1, "wrong": 5}
-    assert [json.loads(x)["why"] for x in (tmp_path / "dropped.jsonl").read_text().splitlines()] == ["filtered", "error"]
+        kept = teacher.rows_from(asked(30), who, book, tmp_path)
+    assert kept == {"unanswered": 2, "kept": 27, "dropped: filtered": 1, "wrong": 27}
+    (line,) = (tmp_path / "dropped.jsonl").read_text().splitlines()
+    assert json.loads(line)["why"] == "filtered" and json.loads(line)["id"] == "q-3"
 
 
 @pytest.mark.parametrize("page", [b"<html>please log in</html>", b"{}", b'{"choices": []}', b'"text"', b""])
 def test_a_page_that_is_no_answer_is_no_answer(answering, page):
     found, book, *_ = answering((200, page))(asked(3), concurrency=3, retries=0)
-    assert found["unanswered"] == 3 and len(book) == 0
-    assert "the endpoint's answer is no chat completion" in next(k for k in found if k.startswith("stopped"))
+    assert found["unanswered"] == 3 and len(book) == 0 and found["because: the endpoint's answer is no chat completion"] == 1
 
 
-def test_an_answer_without_usage_is_guessed_and_says_so(answering):
-    _, book, who, _ = answering(said("x" * 40, usage=None))(asked(1))
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": 3}])
+def test_an_answer_without_usage_is_guessed_and_says_so(answering, usage):
+    status, data = said("x" * 40, usage=None)
+    _, book, who, _ = answering((status, json.dumps({**json.loads(data), **({} if usage is None else {"usage": usage})}).encode()))(asked(1))
     (e,) = map(json.loads, book.path.read_text().splitlines())
     assert e["guessed"] is True and e["tokens_out"] == 10 and e["tokens_in"] == sum(len(m["content"]) for m in e["messages"]) // 4
 
 
 def test_rows_of_the_same_words_are_asked_once(answering):
-    queries = asked(4)
+    queries = asked(300)
     twins = [q._replace(row=replace(q.row, id=q.row.id + "-twin")) for q in queries]
-    found, book, who, proxy = answering(said("Final answer: 1"))([q for pair in zip(queries, twins) for q in pair], concurrency=8)
-    assert found["new calls"] == 4 and sum(proxy.seen.values()) == 4
+    found, book, who, proxy = answering(said("Final answer: 1"))([q for pair in zip(queries, twins, twins) for q in pair], concurrency=16)
+    assert found["new calls"] == 300 and sum(proxy.seen.values()) == 300
     with Ledger(book.path) as again:
-        assert teacher.rows_from(queries + twins, who, again, book.path.parent)["kept"] == 8
+        assert teacher.rows_from(queries + twins, who, again, book.path.parent)["kept"] == 600
 
 
 def test_ctrl_c_keeps_what_is_in_flight(server, student, line, questions, tmp_path):
@@ -318,7 +351,7 @@ def test_ctrl_c_keeps_what_is_in_flight(server, student, line, questions, tmp_pa
         time.sleep(0.01)
     job.send_signal(signal.SIGINT)
     out, err = job.communicate(timeout=60)
-    assert job.returncode == 0 and "calls in flight (Ctrl-C again leaves them)" in out and "stopped: you stopped it" in out and "; the same command goes on" in out, err
+    assert job.returncode == 130 and "calls in flight (Ctrl-C again leaves them)" in out and "stopped: you stopped it" in out and "; the same command goes on" in out, err
     assert book.read_bytes().count(b"\n") == sum(proxy.given.values()) < ROWS and (book.parent / "rows.jsonl").exists()
 
 
@@ -327,31 +360,42 @@ def test_ctrl_c_keeps_what_is_in_flight(server, student, line, questions, tmp_pa
 def test_no_key_in_any_output(questions, tmp_path):
     key = "sk-planted-0123456789abcdef"
     echo = Proxy(0, reply=lambda headers, body: (401, json.dumps({"error": {"message": f"Incorrect API key provided: {headers['Authorization'].split()[1]}"}}).encode()))
-    good = Proxy(0, share=0.2, late=0.1, reply=lambda headers, body: said("Final answer: 1") if headers["Authorization"] == f"Bearer {key}" else (401, b"{}"))
+    good = Proxy(0, share=0.2, late=0.1, reply=lambda headers, body: said(f"You sent {key}. Final answer: 1") if headers["Authorization"] == f"Bearer {key}" else (401, b"{}"))
     texts = []
-    for proxy, flags in ((echo, []), (good, []), (good, ["--status"]), (good, ["--key", key]), (good, ["--url", f"http://me:{key}@127.0.0.1/v1"]), (good, ["--url", f"http://127.0.0.1/v1?key={key}"])):
+    for proxy, flags in ((echo, []), (good, []), (good, ["--status"]), (good, ["--key", key]), (good, ["--url", f"http://me:{key}@127.0.0.1/v1"]), (good, ["--url", f"http://127.0.0.1/v1?token={key}"]), (good, [f"--key={key}"]),
+                         (good, [f"--kay={key}"])):
         job = command(proxy, "m", tmp_path / "out", questions, *flags, OPENAI_API_KEY=key, OPENAI_LOG="debug", PYTHONFAULTHANDLER="1")
-        texts += [(job.returncode, *job.communicate())]
+        told = job.communicate()
+        texts += [(job.returncode, *told)]
     code = ("from orcalab import teacher\nfrom orcalab.endpoint import Teacher\nfrom orcalab.ledger import Ledger\nfrom orcalab.rows import Row\nfrom orcalab.config import Config\nimport sys\n"
             "q = list(teacher.queries([Row(messages=[{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}])], Config(system='empty')))\n"
-            "teacher.collect(q, Teacher(model='m', url=sys.argv[1]), Ledger(sys.argv[2], write=True))")
+            "teacher.collect(q, Teacher(model='m', url=sys.argv[1], key='OPENAI_API_KEY'), Ledger(sys.argv[2], write=True))")
     job = subprocess.run([sys.executable, "-c", code, echo.url, tmp_path / "other.jsonl"], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OPENAI_API_KEY": key})
     texts.append((job.returncode, job.stdout, job.stderr))
     for p in (echo, good):
         p.close()
-    assert "Traceback" in texts[-1][2] and "Incorrect API key provided: [the key]" in texts[-1][2] and "Incorrect API key provided: [the key]" in texts[0][2]
-    assert "the key itself is never given" in texts[3][2] and "url holds a user's name or a key" in texts[4][2] and "url holds a user's name or a key" in texts[5][2]
+    broken = subprocess.run([sys.executable, "-c", code, echo.url, tmp_path / "other.jsonl"], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OPENAI_API_KEY": f"{key}\nsecond"})
+    assert "the value of OPENAI_API_KEY is no key: it holds a space, a line break" in broken.stderr
+    assert "Traceback" in texts[8][2] and "Incorrect API key provided: [the key]" in texts[8][2] and "Incorrect API key provided: [the key]" in texts[0][2]
+    assert all("the key itself is never given" in texts[n][2] for n in (3, 6)) and all("url holds a user's name or a query" in texts[n][2] for n in (4, 5))
+    assert "no parameter named 'kay'; did you mean" in texts[7][2] and [t[0] for t in texts[:2]] == [2, 0]
+    texts.append((0, broken.stdout, broken.stderr))
     written = [p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()]
-    assert sum(len(w) for w in written) > 50_000 and b'"Final answer: 1"' in b"".join(written)  # it worked, with that key
+    assert sum(len(w) for w in written) > 50_000 and b'"You sent [the key]. Final answer: 1"' in b"".join(written)  # it worked, with that key
     for w in [*written, *(t.encode() for _, *ts in texts for t in ts)]:
         assert key.encode() not in w and b"planted" not in w
 
 
 def test_a_key_that_is_missing_is_said_before_the_work(monkeypatch, tmp_path):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    for who in (Teacher(model="m"), Teacher(model="m", url="https://x.openai.azure.com", azure="2024-10-21"), Teacher(model="m", key="MY_KEY")):
-        with pytest.raises(ValueError, match=f"the environment has no {who.key}: put the endpoint's key there"):
+    monkeypatch.delenv("AZURE_OPENAI_API_KEY", raising=False)
+    for who in (Teacher(model="m"), Teacher(model="m", url="https://x.openai.azure.com", azure="2024-10-21"), Teacher(model="m", url="http://x/v1", key="MY_KEY")):
+        with pytest.raises(ValueError, match=f"the environment has no {who.variable}: put the endpoint's key there"):
             endpoint.client_of(who, endpoint.Pace())
+    monkeypatch.setenv("OPENAI_API_KEY", "k-1")
+    with endpoint.client_of(Teacher(model="m", url="http://127.0.0.1:9/v1"), endpoint.Pace()) as client:
+        assert client.api_key == "none"  # a key goes to an endpoint of one's own only if it is named
+    assert [Teacher(**k).variable for k in ({}, {"url": "http://x/v1"}, {"url": "http://x/v1", "key": "MINE"}, {"url": "http://x", "azure": "1"})] == ["OPENAI_API_KEY", "", "MINE", "AZURE_OPENAI_API_KEY"]
     with pytest.raises(ValueError, match="which model is the teacher"):
         endpoint.client_of(Teacher(), endpoint.Pace())
 
@@ -364,7 +408,11 @@ def test_an_azure_endpoint(monkeypatch):
     with client:
         assert client.chat.completions.create(model="my-deployment", messages=[{"role": "user", "content": "a"}]).choices[0].message.content == "1"
     proxy.close()
-    assert seen == [("k-1", None, "my-deployment")] and "/openai/deployments/my-deployment" in str(client.base_url) + "/openai/deployments/my-deployment"
+    assert seen == [("k-1", None, "my-deployment")] and proxy.paths == ["/openai/deployments/my-deployment/chat/completions?api-version=2024-10-21"]
+    for wrong, why in (({"azure": "1"}, "azure needs the url of your resource"), ({"budget": 1.0}, "a budget needs prices"), ({"length": "max_token"}, "did you mean 'max_tokens'")):
+        with pytest.raises(ValueError, match=why):
+            Teacher(**wrong)
+    assert Teacher(length="max_tokens", max_tokens=7, temperature=-1.0, top_p=-1.0).sampling == {"max_tokens": 7}
 
 
 # --------------------------------------------------------------------------------------------- what is asked
@@ -383,6 +431,27 @@ def test_each_stage_asks_its_own_way():
     drawn = [q.messages[0]["content"] for q in teacher.queries(many, Config(system="orca1"))]
     assert set(drawn) == {strategies.ORCA1[i] for i in (6, 11, 16)} and drawn == [q.messages[0]["content"] for q in teacher.queries(many, Config(system="orca1"))]
     assert all(q.strategy == "" for q in teacher.queries(many, Config(system="orca1")))
+
+
+def test_questions_come_as_people_write_them(tmp_path):
+    from orcalab import data
+    from orcalab.config import RowError
+    lines = [{"question": "1+1"}, {"question": "2+2", "answer": "4", "task": "gsm8k"}, {"question": "3+3", "response": "", "id": "c"}, {"question": "4+4", "system_prompt": "Be brief.", "id": "d"},
+             {"messages": [{"role": "user", "content": "5+5"}, {"role": "assistant", "content": "10"}]}]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(x) + "\n" for x in lines))
+    rec = recipes.get("smoke", rows=str(path), out=str(tmp_path / "out"), drop="nothing")
+    made, total = teacher.of_stage(rec, rec.stage("stage3_gpt4"), Teacher())
+    found = {q.messages[-1]["content"]: q for q in made()}
+    assert total == 5 and set(found) == {"1+1", "2+2", "3+3", "4+4", "5+5"} and all([m["role"] for m in q.messages] == ["system", "user"] for q in found.values())
+    assert found["2+2"].row.answer == "4" and found["2+2"].family == families.family_of("gsm8k").name
+    keep = {q.messages[-1]["content"]: [m["content"] for m in q.messages[:-1]] for q in teacher.of_stage(rec, rec.stage("stage3_gpt4", system="keep"), Teacher())[0]()}
+    assert keep == {"1+1": [], "2+2": [], "3+3": [], "4+4": ["Be brief."], "5+5": []}
+    with pytest.raises(RowError, match=r"mine.jsonl:(1|4): missing \['response'\]"):  # no row to learn from
+        corpus.rows_of(rec, rec.stage("stage3_gpt4"))[0].choose()
+    path.write_text(json.dumps({"question": "2+2", "answer": "4"}) + "\n")
+    with pytest.raises(RowError, match=r"write gsm8k:PATH, or add a column 'id' or 'task' if they are questions of your own"):
+        corpus.rows_of(rec, rec.stage("stage3_gpt4"))[0].choose()
 
 
 def test_a_row_without_a_question():
@@ -423,6 +492,7 @@ def test_several_calls_are_one_conversation(answering, tmp_path):
     ("I'm sorry, but I cannot answer that. Final answer: none", "stop", (), "refusal"),
     (" \n", "stop", (), "empty"),
     ("x", "tool_calls", (), "tool_calls"),
+    ("half \ud800. Final answer: 2", "stop", (), "half a character"),
 ])
 def test_verdict(answer, finish, drop, why):
     (query,) = asked(1)
@@ -517,4 +587,4 @@ def test_memory_stays_flat(answering, tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert found["new calls"] == (100 if n == 100 else 400)
-    assert peaks[1] - peaks[0] < 400 * 250  # a question and its answer alone would be 1,000 bytes each
+    assert peaks[1] - peaks[0] < 400 * 600  # a question and its answer alone would be 1,000 bytes each
