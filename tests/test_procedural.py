@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from orcalab import corpus, data, evaluate, procedural, recipes
+from orcalab import corpus, data, evaluate, procedural, recipes, strategies
 from orcalab.config import Config, Recipe, Task
 
 TASKS = recipes.TASKS
@@ -141,3 +141,47 @@ def test_rows_can_come_from_files_instead(flan):
     rows, origin = corpus.rows_of(rec, rec.stages[0])
     name, (file, digest) = origin[-1][0][0]
     assert len(rows) == 1084 and (name, file) == ("", "qasc_train.tsv") and len(digest) == 16
+
+
+# ------------------------------------------------------------------------------------------------- the ablation
+
+def test_the_four_ways_differ_in_one_thing_each():
+    rec = recipes.get("ablation")
+    bare, kept, erased, generic = rec.stages[1:]
+    differ = lambda a, b: {k for k, v in a.settings.items() if b.settings[k] != v} - {"name"}
+    assert (differ(bare, erased), differ(kept, erased), differ(generic, erased)) == ({"answers"}, {"system"}, {"system"})
+    assert {s.start for s in rec.stages[1:]} == {"stage1_flan"} and len({s.steps * s.tokens_per_step for s in rec.stages[1:]}) == 1
+    assert rec.students == {"base": ["cautious"], "stage1_flan": ["cautious"], **{s.name: ["cautious", "empty", "right", "wrong"] for s in rec.stages[1:]}}
+    assert recipes.get("laptop").students == {n: ["cautious"] for n in ("base", "stage1_flan", "stage2_chatgpt", "stage3_gpt4", "answer_only")}
+
+
+def test_the_four_ways_teach_the_same_rows(tmp_path, tokenizer):
+    rec = recipes.get("ablation", base="tiny-random", out=str(tmp_path), seq_len=2048, rows="procedural:60", steps=24)
+    made = {s.name: corpus.prepare(rec, s, tokenizer) for s in rec.stages[1:]}
+    rows = {n: [(r.id, r.messages[-2]["content"], r.answer) for r in p.rows] for n, p in made.items()}
+    assert len(rows["bare_answers"]) == 60 and all(r == rows["bare_answers"] for r in rows.values())
+    said = {n: [r.messages[-1]["content"] for r in p.rows] for n, p in made.items()}
+    assert said["explained_kept"] == said["explained_erased"] == said["explained_generic"] != said["bare_answers"] == [a for _, _, a in rows["bare_answers"]]
+    system = {n: {(r.strategy, r.messages[0]["content"]) for r in p.rows} for n, p in made.items()}
+    assert system["explained_kept"] == {(t.strategy, strategies.STRATEGIES[t.strategy]) for t in TASKS}
+    assert {m for _, m in system["explained_erased"] | system["bare_answers"]} == {strategies.CAUTIOUS}
+    assert {m for _, m in system["explained_generic"]} <= {strategies.ORCA1[i] for i in (6, 11, 16)}
+    for p in made.values():  # every row at least once, and as many packs
+        assert p.card["planned"] == 60 and len(p.plan) == 24 and p.card["fill"] > 0.9
+
+
+def test_so_many_procedural_rows_and_no_more():
+    rec = recipes.get("smoke", rows="procedural:7")
+    assert len(list(corpus.rows_of(rec, rec.stages[0])[0])) == 7
+    assert corpus.rows_of(rec, rec.stages[0])[1] != corpus.rows_of(recipes.get("smoke", rows="procedural:8"), rec.stages[0].__class__(**{**vars(rec.stages[0]), "rows": "procedural:8"}))[1]
+    for wrong in ("procedural:", "procedural:0", "procedural:x", "procedural:-1"):
+        if wrong != "procedural:":
+            with pytest.raises(ValueError, match="how many procedural rows"):
+                corpus.rows_of(rec, rec.stage("stage1_flan", rows=wrong))
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
+def test_the_strategy_is_read_off_the_form_of_an_answer(task, taught):
+    rng, cfg = Random(0), Config(answers="explained", system="none")
+    assert {procedural.strategy_of(data.dress(r, cfg, rng).messages[-1]["content"]) for _, r in taught[task.name]} == {task.strategy}
+    assert {procedural.strategy_of(r.answer) for _, r in taught[task.name]} == {"direct-answer"}

@@ -108,3 +108,19 @@ def test_pieces_are_coloured_by_kind_and_a_vocabulary_is_a_grid():
     heat, *legend = show.grid(known, width=2).data
     assert [[None if v is None or v != v else int(v) for v in r] for r in heat.z] == [[0, 1], [2, 4], [4, None]] and heat.dy == 2
     assert [s.name for s in legend] == list(show.KINDS)
+
+
+def test_messages_has_a_point_and_an_interval_for_each_student_and_message():
+    scores = [{"student": s, "system": m, "macro": 0.1 * i + 0.01 * j, "low": 0.1 * i, "high": 0.1 * i + 0.1} for i, s in enumerate(("bare_answers", "explained_erased", "another"), 1)
+              for j, m in enumerate(("cautious", "wrong"))]
+    fig = show.messages(scores)
+    assert [t.name for t in fig.data] == ["answers only", "explained, strategy erased", "another"] and list(fig.data[1].x) == ["the cautious message", "a wrong strategy"]
+    assert list(fig.data[1].y) == pytest.approx([0.2, 0.21]) and list(fig.data[1].error_y.array) == pytest.approx([0.1, 0.09]) and list(fig.data[1].error_y.arrayminus) == pytest.approx([0, 0.01])
+    assert fig.data[0].marker.color == show.ORANGE and fig.data[2].marker.color == show.GREY
+
+
+def test_choice_rows_names_what_was_chosen_and_by_how_much():
+    found = {"word-problems": {"chosen": "guess-and-check", "own": "step-by-step", "tried": {"step-by-step": {"right": 1, "questions": 8, "tokens": 30.0, "p": 1.0},
+                                                                                         "guess-and-check": {"right": 8, "questions": 8, "tokens": 41.5, "p": 0.0156}}}}
+    rows, head = show.choice_rows(found)
+    assert rows == [["word-problems", "step-by-step", "own", "1 of 8", "30", "", ""], ["", "guess-and-check", "", "8 of 8", "42", "0.016", "chosen"]] and len(head) == 7
