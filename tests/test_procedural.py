@@ -167,7 +167,7 @@ def test_the_four_ways_teach_the_same_rows(tmp_path, tokenizer):
     assert {m for _, m in system["explained_erased"] | system["bare_answers"]} == {strategies.CAUTIOUS}
     assert {m for _, m in system["explained_generic"]} <= {strategies.ORCA1[i] for i in (6, 11, 16)}
     for p in made.values():  # every row at least once, and as many packs
-        assert p.card["planned"] == 60 and len(p.plan) == 24 and p.card["fill"] > 0.9
+        assert p.card["planned"] == 60 and len(p.plan) == 24 and p.card["fill"] > 0.8
 
 
 def test_so_many_procedural_rows_and_no_more():
