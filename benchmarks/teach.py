@@ -1,8 +1,8 @@
 """How much of a server's own throughput remains when the teacher asks it, with ledger, checks and progress.
 
-    python benchmarks/teach.py [questions [rounds]]
+    python benchmarks/teach.py [questions [rounds [model]]]
 
-`transformers serve` with continuous batching answers the base model's 16 tokens a question on loopback. In turns, 32 bare threads post the same
+`transformers serve` with continuous batching answers 16 tokens a question on loopback: of tiny-random by default, a server as fast as it can be, before which our own work counts most, or of smollm2-135m. In turns, 32 bare threads post the same
 requests with http.client and keep nothing (the peer), and `teacher.collect` asks them at concurrency 32 into a ledger that ends whole and summed up.
 """
 
@@ -52,9 +52,12 @@ def bare(port, bodies):
     return time.time() - begun
 
 
-def main(questions=96, rounds=4):
-    folder = model.resolve("smollm2-135m")
+def main(questions=192, rounds=4, name="tiny-random"):
+    questions, rounds = int(questions), int(rounds)
     with tempfile.TemporaryDirectory() as scratch:
+        folder = str(Path(scratch, "tiny")) if name == "tiny-random" else model.resolve(name)
+        if name == "tiny-random":
+            model.save(folder, *model.load(name)[:2])
         server = Server(folder, Path(scratch, "server.log"), "--continuous-batching")
         who = endpoint.Teacher("local", model=str(folder), url=f"http://127.0.0.1:{server.port}/v1", temperature=0.0, top_p=-1.0, max_tokens=TOKENS, concurrency=AT_ONCE)
         rows = [Row(id=str(n), task="gsm8k", messages=[{"role": "user", "content": f"What is {n} + 1?"}, {"role": "assistant", "content": ""}]) for n in range(questions)]
@@ -79,9 +82,9 @@ def main(questions=96, rounds=4):
             server.kill()
     best, total = {k: min(v) for k, v in took.items()}, {k: sum(v) for k, v in took.items()}
     print(json.dumps({"peer": "32 bare threads with http.client, nothing kept", "ratio": round(total["bare"] / total["teacher"], 3), "ratio_of_best": round(best["bare"] / best["teacher"], 3),
-                      "work": f"{rounds} times {questions} questions of {TOKENS} new tokens, transformers serve with continuous batching, concurrency {AT_ONCE}",
+                      "work": f"{rounds} times {questions} questions of {TOKENS} new tokens of {name}, transformers serve with continuous batching, concurrency {AT_ONCE}",
                       "requests_per_s": round(rounds * questions / total["teacher"], 2)}))
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*sys.argv[1:])

@@ -12,6 +12,7 @@ import orcalab
 from orcalab import config, endpoint, recipes, sources
 from orcalab.execute import execute, knobs, notebooks, worker
 from orcalab.progress import clock
+from orcalab.strategies import FINAL
 
 VERBS = {
     "run": "execute every notebook of the recipe, in order, and write report.html",
@@ -191,8 +192,11 @@ def teach(recipe="laptop", stage=None, teacher="", chosen="", status="", **given
                 print(f"{path}: {len(book):,} answers" + (f"; {book.torn} lines broke off and do not count" if book.torn else ""))
                 print(show.text_table(*book.table()))
         return
+    if chosen and not Path(chosen).exists():
+        raise ValueError(f"there is no {chosen}: `orcalab choose` writes it")
     picked = {f: c["chosen"] for f, c in config.read_json(chosen).items()} if chosen else None
     endpoint.client_of(whom, endpoint.Pace()).close()  # says what is missing before there is a ledger
+    endpoint.knock(whom)
     asked, total = teachers.of_stage(rec, cfg, whom, picked)
     with ledger.Ledger(folder / "ledger.jsonl", write=True) as book:
         print(teachers.forecast(asked(), total, whom), flush=True)
@@ -202,7 +206,11 @@ def teach(recipe="laptop", stage=None, teacher="", chosen="", status="", **given
         print(f"rows: {counts(kept)}")
         print(show.text_table(*book.table()))
     missing = said["unanswered"] or any(k.startswith("stopped") for k in said)
-    print(f"{folder / 'rows.jsonl'}{'; the same command goes on' if missing else ''}")
+    more = " with more of a budget" if any("budget" in k for k in said) else ""
+    print(f"{folder / 'rows.jsonl'}{f'; the same command{more} goes on' if missing else ''}")
+    for why, advice in (("cut off", "raise --max_tokens"), ("format", f"the instruction asks for a last line {FINAL!r}; small models often leave it out, and --system empty does not ask for it")):
+        if n := kept[f"dropped: {why}"]:
+            print(f"{n} dropped for {why!r}: {advice} ({folder / 'dropped.jsonl'} has them)")
     if kept["kept"]:
         keep = "" if cfg.system in ("strategy", "cautious") else "--system keep "
         print(f"next: orcalab prepare --recipe {recipe} --stage {cfg.name} --rows {folder / 'rows.jsonl'} {keep}--steps 0 --epochs 1 --out {Path(rec.out).with_name('taught')}")
@@ -218,6 +226,8 @@ def choose(recipe="laptop", stage=None, **given):
     from orcalab import corpus, dress as dressing, evaluate as judge, families, procedural, show
     rec, cfg = asking(recipe, stage, given)
     name = cfg.start if cfg.start in rec.finished else "base"
+    if name != cfg.start:
+        print(f"{cfg.start}, where {cfg.name} starts, is not trained in {rec.out}: the base model is tried instead")
     student = rec.base if name == "base" else rec.stage(name).folder / "model"
     questions = {}
     if cfg.rows.startswith("procedural"):
@@ -232,10 +242,14 @@ def choose(recipe="laptop", stage=None, **given):
             if row.answer and len(own) < rec.grid and dressing.single(row):
                 own.append({"question": row.messages[-2]["content"], "answer": row.answer})
     questions = {f: q for f, q in questions.items() if q}
+    if not questions:
+        raise ValueError(f"no row of {cfg.rows} has a gold answer, which choosing needs to know what is right")
     folder = Path(rec.out) / "choose" / cfg.name
     found = judge.choose_strategies(judge.Lazy(student, cfg.device, cfg.dtype), name, questions, folder, rec)
     print(show.text_table(*show.choice_rows(found)))
-    print(f"{folder / 'strategies.json'} (student: {student})\nnext: orcalab teach --recipe {recipe} --stage {cfg.name} --rows {cfg.rows} --chosen {folder / 'strategies.json'} --first 20 --model NAME")
+    if not any(t["right"] for c in found.values() for t in c["tried"].values()):
+        print("no answer was right under any strategy, so this decides nothing: our own are kept")
+    print(f"{folder / 'strategies.json'} (student: {student})\nnext: orcalab teach --recipe {recipe} --stage {cfg.name} --rows {cfg.rows} --chosen {folder / 'strategies.json'} --first 20 --out {rec.out} --model NAME")
 
 
 def main(words=None):

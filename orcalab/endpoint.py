@@ -2,9 +2,11 @@
 
 import os
 import re
+import socket
 import threading
 import time
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from orcalab.config import change, check, choose
 
@@ -42,6 +44,8 @@ class Teacher:
             raise ValueError("key names the environment variable that holds the key, such as OPENAI_API_KEY; the key itself is never given")
         if re.search(r"//[^/]*@|[?#]", self.url):  # all of it would stand in every line of the ledger
             raise ValueError("url holds a user's name or a query, where keys stand; give it up to /v1, and put the key into the environment")
+        if self.url and not re.match("https?://", self.url):
+            raise ValueError(f"url starts with http:// or https://, got {self.url!r}")
         choose(self.length, ("max_completion_tokens", "max_tokens"), "name of the longest answer's setting")
         if self.azure and not self.url:
             raise ValueError("azure needs the url of your resource, such as https://NAME.openai.azure.com")
@@ -127,6 +131,16 @@ def client_of(teacher, pace):
     return openai.OpenAI(base_url=teacher.url or None, **how)
 
 
+def knock(teacher):
+    """Raise a ValueError if nothing listens at an url on this machine, rather than to try again and again."""
+    at = urlsplit(teacher.url)
+    if at.hostname in ("localhost", "127.0.0.1", "::1"):
+        try:
+            socket.create_connection((at.hostname, at.port or 80), 3).close()
+        except OSError as e:
+            raise ValueError(f"nothing answers at {teacher.url} ({e}): is the server running, and is that its port?") from None
+
+
 def safe(text, client):
     """Return a text without the key, which some endpoints repeat."""
     return text.replace(client.api_key, "[the key]") if client.api_key != "none" else text
@@ -156,7 +170,9 @@ def call(client, teacher, messages):
         else:
             cause = f" ({type(e.__cause__).__name__}: {e.__cause__})" if e.__cause__ else ""
             refused = isinstance(e, (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError))
-            raise Unanswered(safe(f"{type(e).__name__}: {e}{cause}", client)[:500], refused) from None
+            text = getattr(getattr(e, "response", None), "text", "") if "{" not in str(e) else ""  # what openai does not repeat
+            hint = "; does the url end in /v1, and is that the model's name?" if isinstance(e, openai.NotFoundError) else ""
+            raise Unanswered(safe(f"{type(e).__name__}: {e}{cause} {text}".strip(), client)[:500] + hint, refused) from None
     except (ValueError, AttributeError, IndexError, TypeError):  # a page of something else, or half of one
         raise Unanswered("the endpoint's answer is no chat completion") from None
     return {"url": str(client.base_url), **entry, "tokens_in": used[0], "tokens_out": used[1], "cost": (used[0] * teacher.price_in + used[1] * teacher.price_out) / 1e6,

@@ -70,9 +70,9 @@ def row_of(item, where, source, number):
         if twice := sorted({"system_prompt", "question", "response", "text"} & set(item)):
             raise RowError(f"{where}: 'messages' and {twice}: a row has the one or the other")
         messages = item["messages"]
-    elif "question" in item and ("response" in item or item.keys() <= KNOWN and "text" not in item):  # for a teacher to answer
-        replied = {"response", "answer"} & item.keys()
-        item = {"response": item.get("answer"), **item}
+    elif "question" in item and ("response" in item or "text" not in item and not get_close_matches("response", item.keys() - KNOWN, 1, 0.6)):
+        replied = {"response", "answer"} & item.keys()  # if neither, it is a question for a teacher
+        item = {"response": str(item.get("answer", "")), **item}
         system = [{"role": "system", "content": item["system_prompt"]}] if item.get("system_prompt") else []
         asked, said = ("" if item[k] is None else item[k] for k in ("question", "response"))
         messages = [*system, {"role": "user", "content": asked}, *([{"role": "assistant", "content": said}] if replied else [])]

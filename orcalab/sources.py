@@ -123,8 +123,8 @@ def _fit(columns, name, where):
     elif not any(shape <= columns.keys() for shape in SHAPES):
         like = [n for n, s in SOURCES.items() if s.columns and set(s.columns) <= columns.keys()]
         if like and not {"id", "task"} & columns.keys():
-            raise RowError(f"{where}: needs 'messages', or 'question' and 'response', or 'text'; its columns are those of the source {' or '.join(like)}: "
-                           f"write {like[0]}:PATH" + (", or add a column 'id' or 'task' if they are questions of your own" if "question" in columns else ""))
+            own = "; if they are questions of your own, add a column 'id' or 'task'" if "question" in columns else ""
+            raise RowError(f"{where}: needs 'messages', or 'question' and 'response', or 'text'{own}; its columns are those of the source {' or '.join(like)}: write {like[0]}:PATH")
         row_of(dict.fromkeys(columns, ""), where, "", 0)  # says what is missing
 
 

@@ -88,14 +88,17 @@ def of_stage(recipe, cfg, teacher, chosen=None):
 # ------------------------------------------------------------------------------------------------- asking
 
 def forecast(asked, total, teacher):
-    """Return, in words, what asking will take at most, from the first hundred questions."""
-    some = [(sum(len(m["content"]) for m in q.messages) / 4, 1 + len(q.follow)) for q in islice(asked, 100)] or [(0, 1)]
+    """Return, in words, what asking will take, guessed from the first hundred questions: four characters a token, and answers as long as they may be."""
+    first = list(islice(asked, 100))
+    some = [(sum(len(m["content"]) for m in q.messages) / 4, 1 + len(q.follow)) for q in first] or [(0, 1)]
     read, calls = (sum(x) / len(some) for x in zip(*some))
     write = teacher.max_tokens * calls
     read = read * calls + write * (calls - 1) / 2  # a further call reads what was said
-    most = total * (read * teacher.price_in + write * teacher.price_out) / 1e6
-    return (f"{total:,} questions, about {round(total * calls):,} calls to {teacher.model}; some {round(total * read):,} tokens to read and at most {round(total * write):,} to write: "
-            f"at most about {most:.2f} {teacher.currency}" + (f", stopped at {teacher.budget:g}" if teacher.budget else ", and no budget is set" if most else ""))
+    cost = total * (read * teacher.price_in + write * teacher.price_out) / 1e6
+    price = (f"about {cost:.2f} {teacher.currency}, less if answers are shorter" if cost else "no prices are given") + (f", stopped at {teacher.budget:g}" if teacher.budget else "")
+    kinds = ", ".join(f"{name} {n}" for name, n in Counter(f"{q.family} ({q.strategy or 'no strategy'})" for q in first).most_common(6))
+    return (f"{total:,} questions, about {round(total * calls):,} calls to {teacher.model}, some {round(total * read):,} tokens to read and up to {round(total * write):,} to write: {price}\n"
+            f"kinds of questions among the first {len(first)}, by their column task: {kinds}")
 
 
 def entry_of(query, teacher, number, messages, answer):

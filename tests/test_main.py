@@ -150,7 +150,8 @@ def test_choose_tries_strategies_and_says_what_comes_next(tmp_path, capsys):
     said, found = capsys.readouterr().out, config.read_json(tmp_path / "choose" / "stage3_gpt4" / "strategies.json")
     assert set(found) == {families.family_of(t.name).name for t in recipes.TASKS}
     assert all(c["chosen"] == c["own"] == next(iter(c["tried"])) and sum(t["right"] for t in c["tried"].values()) == 0 for c in found.values())  # a random model
-    assert f"--chosen {tmp_path / 'choose' / 'stage3_gpt4' / 'strategies.json'} --first 20" in said and "(student: tiny-random)" in said
+    assert "stage2_chatgpt, where stage3_gpt4 starts, is not trained in" in said and "no answer was right under any strategy, so this decides nothing" in said
+    assert f"--chosen {tmp_path / 'choose' / 'stage3_gpt4' / 'strategies.json'} --first 20 --out {tmp_path} " in said and "(student: tiny-random)" in said
     held = {e["question"] for q in procedural.held_out(recipes.TASKS, recipes.get("smoke").questions).values() for e in q}
     asked = {json.loads(line)["question"] for p in (tmp_path / "choose").rglob("*.jsonl") for line in p.read_text().splitlines()[1:]}
     assert asked and not asked & held  # none that students are scored on

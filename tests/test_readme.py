@@ -80,3 +80,25 @@ def test_ci_runs_the_readmes_test_command():
     pattern = re.search(r"command=\$\(sed -n '(.*)' README\.md\)", (ROOT / ".ci" / "run").read_text())[1]
     said = subprocess.run(["sed", "-n", pattern, str(ROOT / "README.md")], capture_output=True, text=True, check=True).stdout
     assert said == 'pip install -c constraints.txt -e ".[test]" && pytest\n'
+
+
+# ------------------------------------------------------------------------------------------------- the ablation
+
+def test_the_log_tells_the_recorded_ablation_as_it_was():
+    from orcalab import evaluate
+    spec = importlib.util.spec_from_file_location("ablation", ROOT / "benchmarks" / "ablation.py")
+    ablation = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(ablation)
+    made, log = config.read_json(ablation.RECORD), (ROOT / "LOG.md").read_text(encoding="utf-8")
+    records, recipe = evaluate.unpack_records(made["records"]), recipes.get("ablation")
+    assert len(made["runs"]) == 3 and made["questions"] == recipe.questions and made["tasks"] == [t.name for t in recipe.tasks]
+    assert set(records) == {(s, m) for s, said in recipe.students.items() for m in said}
+    assert all(len(r) == 3 * recipe.questions * len(recipe.tasks) for r in records.values())
+    for run in made["runs"]:
+        assert {n: s["steps"] for n, s in run["stages"].items()} == {s.name: s.steps for s in recipe.stages}
+    for arm in ablation.ARMS:
+        scores = [evaluate.score(records[arm, m]) for m in ablation.MESSAGES]
+        assert " | ".join(f"{100 * s['macro']:.1f} % [{100 * s['low']:.0f}, {100 * s['high']:.0f}]" for s in scores) in log
+    for _, a, b in ablation.CONTRASTS:
+        found, *seeds = ablation.contrast(records, a, b)
+        assert f"| {found} | {', '.join(seeds)} |" in log

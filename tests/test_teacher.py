@@ -436,7 +436,7 @@ def test_each_stage_asks_its_own_way():
 def test_questions_come_as_people_write_them(tmp_path):
     from orcalab import data
     from orcalab.config import RowError
-    lines = [{"question": "1+1"}, {"question": "2+2", "answer": "4", "task": "gsm8k"}, {"question": "3+3", "response": "", "id": "c"}, {"question": "4+4", "system_prompt": "Be brief.", "id": "d"},
+    lines = [{"question": "1+1"}, {"question": "2+2", "answer": "4", "task": "gsm8k"}, {"question": "3+3", "response": "", "id": "c"}, {"question": "4+4", "system_prompt": "Be brief.", "id": "d", "colour": "red", "answer": 8},
              {"messages": [{"role": "user", "content": "5+5"}, {"role": "assistant", "content": "10"}]}]
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps(x) + "\n" for x in lines))
@@ -447,10 +447,10 @@ def test_questions_come_as_people_write_them(tmp_path):
     assert found["2+2"].row.answer == "4" and found["2+2"].family == families.family_of("gsm8k").name
     keep = {q.messages[-1]["content"]: [m["content"] for m in q.messages[:-1]] for q in teacher.of_stage(rec, rec.stage("stage3_gpt4", system="keep"), Teacher())[0]()}
     assert keep == {"1+1": [], "2+2": [], "3+3": [], "4+4": ["Be brief."], "5+5": []}
-    with pytest.raises(RowError, match=r"mine.jsonl:(1|4): missing \['response'\]"):  # no row to learn from
+    with pytest.raises(RowError, match=r"mine.jsonl:1: missing \['response'\]"):  # no row to learn from
         corpus.rows_of(rec, rec.stage("stage3_gpt4"))[0].choose()
     path.write_text(json.dumps({"question": "2+2", "answer": "4"}) + "\n")
-    with pytest.raises(RowError, match=r"write gsm8k:PATH, or add a column 'id' or 'task' if they are questions of your own"):
+    with pytest.raises(RowError, match=r"if they are questions of your own, add a column 'id' or 'task'; its columns are those of .*write gsm8k:PATH"):
         corpus.rows_of(rec, rec.stage("stage3_gpt4"))[0].choose()
 
 
@@ -526,13 +526,13 @@ def test_rows_are_ready_for_a_stage_and_are_erased_there(answering, tmp_path, to
     assert bare  # the gold answer alone, for a control
 
 
-def test_what_it_will_cost_is_said_before(capsys):
+def test_what_it_will_cost_is_said_before():
     queries = asked(3, calls="draft-check-rewrite")
-    text = teacher.forecast(queries, 300, Teacher(model="m", price_in=10.0, price_out=30.0, max_tokens=100))
-    assert text.startswith("300 questions, about 900 calls to m; some ") and text.endswith("and no budget is set")
-    read, write = (int(x.replace(",", "")) for x in re.search(r"some ([\d,]+) tokens to read and at most ([\d,]+) to write", text).groups())
-    assert write == 90_000 and f"at most about {(10 * read + 30 * write) / 1e6:.2f} USD" in text
-    assert teacher.forecast(queries, 3, Teacher(model="m")).endswith("at most about 0.00 USD")
+    text, kinds = teacher.forecast(queries, 300, Teacher(model="m", price_in=10.0, price_out=30.0, max_tokens=100)).split("\n")
+    read, write = (int(x.replace(",", "")) for x in re.search(r"some ([\d,]+) tokens to read and up to ([\d,]+) to write", text).groups())
+    assert text.startswith("300 questions, about 900 calls to m, some ") and write == 90_000
+    assert text.endswith(f": about {(10 * read + 30 * write) / 1e6:.2f} USD, less if answers are shorter") and kinds.endswith("by their column task: word-problems (step-by-step) 3")
+    assert "no prices are given\n" in teacher.forecast(queries, 3, Teacher(model="m")) and ", stopped at 2\n" in teacher.forecast(queries, 3, Teacher(model="m", price_in=1.0, budget=2.0))
 
 
 def test_the_command_says_what_is_missing(tmp_path, questions):
@@ -540,13 +540,16 @@ def test_the_command_says_what_is_missing(tmp_path, questions):
         job = subprocess.run([sys.executable, "-m", "orcalab", "teach", *map(str, words)], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": ""})
         assert job.returncode == code and "Traceback" not in job.stderr, job.stderr
         return job.stderr + job.stdout
-    assert "procedural rows never end: say how many questions to ask, as in --first 200" in run("--model", "m", "--url", "http://127.0.0.1:9/v1")
+    assert "procedural rows never end: say how many questions to ask, as in --first 200" in run("--model", "m", "--url", "http://192.0.2.1/v1")
     assert "which model is the teacher? Say --model NAME" in run("--rows", questions)
     assert "the environment has no OPENAI_API_KEY" in run("--rows", questions, "--model", "m")
     assert "no parameter named 'modell'; did you mean 'model'?" in run("--modell", "m")
     assert "there is no ledger runs/laptop-0/teacher/*/ledger.jsonl" in run("--status", "--out", "runs/laptop-0")
     assert "concurrency must be a number of at least 1, got 0" in run("--concurrency", "0", "--model", "m")
-    assert "no file or folder" in run("--rows", "./none.jsonl", "--model", "m", "--url", "http://127.0.0.1:9/v1")
+    assert "nothing answers at http://127.0.0.1:9/v1 ([Errno 111] Connection refused): is the server running" in run("--rows", questions, "--model", "m", "--url", "http://127.0.0.1:9/v1")
+    assert "url starts with http:// or https://, got 'localhost:8000/v1'" in run("--rows", questions, "--model", "m", "--url", "localhost:8000/v1")
+    assert "there is no runs/nope.json: `orcalab choose` writes it" in run("--rows", questions, "--model", "m", "--chosen", "runs/nope.json")
+    assert "no file or folder" in run("--rows", "./none.jsonl", "--model", "m", "--url", "http://192.0.2.1/v1")
 
 
 # ---------------------------------------------------------------------------------------------- a million rows
