@@ -66,8 +66,9 @@ class Progress:
 
     @property
     def left(self):
-        """Seconds left at the pace so far."""
-        return (time.time() - self.begun) / max(self.done - self.before, 1) * (self.total - self.done)
+        """Seconds left at the pace so far; 0 before there is one."""
+        new = self.done - self.before
+        return (time.time() - self.begun) / new * (self.total - self.done) if new else 0.0
 
     def _line(self, final=False):
         self.last = time.time()
