@@ -561,6 +561,7 @@ def test_the_command_says_what_is_missing(tmp_path, questions):
 # ---------------------------------------------------------------------------------------------- a million rows
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_a_million_rows_in_bounded_memory(tmp_path):
     """All of a million questions are in the ledger already: they are read, looked up and made rows, in memory that the index alone fills."""
     import psutil
