@@ -107,11 +107,16 @@ class Proxy:
                     self.connection.shutdown(socket.SHUT_RDWR)
                     self.close_connection = True
                     return
-                self.say(status, data)
-                with outer.turn:
+                with outer.turn:  # before it goes out: who has read it may look here at once
                     outer.given[prompt if remember else ""] += status == 200
-                    if remember and not outer.reply:
+                    if remember and not outer.reply and status == 200:
                         outer.tokens[prompt] = json.loads(data)["usage"]["total_tokens"]
+                try:
+                    self.say(status, data)
+                except OSError:
+                    with outer.turn:
+                        outer.given[prompt if remember else ""] -= status == 200
+                    raise
 
             def say(self, status, data, headers=()):
                 self.send_response(status)
