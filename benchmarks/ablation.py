@@ -38,7 +38,18 @@ def record(*folders):
             assert not odd, (folder, s.name, odd)
         runs.append({"seed": cards[rec.stages[0].name]["seed"], "stages": {n: {**config.read_json(folder / n / "results.json"), "data": c["seal"]["data"]} for n, c in cards.items()}})
     kept = {k: v for k, v in found.items() if k[0] in ("base", "stage1_flan", *ARMS)}
-    RECORD.write_text(json.dumps({"questions": rec.questions, "tasks": [t.name for t in rec.tasks], "runs": runs, "records": evaluate.pack_records(kept)}), encoding="utf-8")
+    RECORD.write_text(json.dumps({"questions": rec.questions, "tasks": [t.name for t in rec.tasks], "runs": runs, "records": pack_records(kept)}), encoding="utf-8")
+
+
+def pack_records(records):
+    """Return what evaluate.of_runs gives without the texts, small enough to keep beside the code; evaluate.unpack_records is its inverse."""
+    out = []
+    for (student, system), rs in records.items():
+        for seed, task in sorted({(r["seed"], r["task"]) for r in rs}):
+            mine = sorted((r for r in rs if (r["seed"], r["task"]) == (seed, task)), key=lambda r: r["number"])
+            facts = zip(*((r["right"], r["format_ok"], r["reason"] == "length", evaluate.USED.index(r["used"])) for r in mine))
+            out.append([student, system, seed, task, *("".join(str(int(x)) for x in column) for column in facts), [r["tokens"] for r in mine]])
+    return out
 
 
 def points(c):

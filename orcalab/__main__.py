@@ -162,6 +162,10 @@ def evaluate(recipe="laptop", **given):
     questions = procedural.held_out(rec.tasks, rec.questions)
     trained = [config.read_json(s.folder / "config.json")["template"] for s in rec.stages if s.name in rec.finished]
     template = given.get("template", trained[0] if trained else rec.stages[0].template)  # the base is asked as its students are
+    for message in config.listed(rec.messages):
+        judge.message_to(message, rec, rec.tasks[0].name)  # a misspelt one is said before hours of asking
+    if not rec.finished:
+        print(f"no student is trained in {rec.out}, so the base model alone is asked; first: orcalab train --recipe {rec.name} --out {rec.out}", flush=True)
     for name, messages in rec.students.items():
         source = rec.base if name == "base" else rec.stage(name).folder / "model"
         if name == "base" or name in rec.finished:

@@ -273,19 +273,8 @@ def of_runs(folders):
 USED = [*STRATEGIES, "other"]
 
 
-def pack_records(records):
-    """Return what `of_runs` gives without the texts, a digit for each fact of an answer, small enough to keep beside the code."""
-    out = []
-    for (student, system), rs in records.items():
-        for seed, task in sorted({(r["seed"], r["task"]) for r in rs}):
-            mine = sorted((r for r in rs if (r["seed"], r["task"]) == (seed, task)), key=lambda r: r["number"])
-            facts = zip(*((r["right"], r["format_ok"], r["reason"] == "length", USED.index(r["used"])) for r in mine))
-            out.append([student, system, seed, task, *("".join(str(int(x)) for x in column) for column in facts), [r["tokens"] for r in mine]])
-    return out
-
-
 def unpack_records(packed):
-    """Return the records that `pack_records` packed, their texts empty."""
+    """Return what `of_runs` gives, without the texts, from the form in which benchmarks/ablation.json keeps it: a digit for each fact of an answer."""
     out = {}
     for student, system, seed, task, *columns in packed:
         out.setdefault((student, system), []).extend(

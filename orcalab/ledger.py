@@ -48,11 +48,15 @@ class Ledger:
                 raise ValueError(f"another process is writing to {self.path}: wait until it ends, or give another out") from None
         elif not self.path.exists():
             raise ValueError(f"there is no ledger {self.path}")
-        self.file = os.open(self.path, (os.O_RDWR | os.O_CREAT | os.O_APPEND if write else os.O_RDONLY) | getattr(os, "O_BINARY", 0), 0o644)
+        self.file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644) if write else -1
         self.end, line = 0, b""
         with open(self.path, "rb") as lines:
             for line in lines:
-                self._note(line)
+                try:
+                    self._note(json.loads(line), self.end)
+                except (ValueError, KeyError, TypeError, OverflowError):
+                    self.torn += bool(line.strip())
+                self.end += len(line)
         if write and line and not line.endswith(b"\n"):  # what a kill left: the next line starts on its own
             self._append(b"\n")
             self.end += 1
@@ -60,10 +64,10 @@ class Ledger:
     def close(self):
         with self.lock:
             file, self.file = self.file, -1  # a thread that was left behind writes to no other file
-            if hasattr(self, "held"):
+            if file >= 0:
                 os.fsync(file)
+                os.close(file)
                 self.held.release()
-            os.close(file)
 
     def __enter__(self):
         return self
@@ -87,17 +91,11 @@ class Ledger:
         """Tokens of all questions and answers so far."""
         return sum(t["tokens_in"] + t["tokens_out"] for t in self.totals.values())
 
-    def _note(self, line):
-        """Take a line of the file into the index and the totals."""
-        start, self.end = self.end, self.end + len(line)
-        try:
-            entry = json.loads(line)
-            key = int(np.uint64(int(entry["key"], 16)))
-            counts = {"answers": 1, **{k: entry[k] for k in ("tokens_in", "tokens_out", "cost", "seconds", "tries")}, f"finish {entry['finish']}": 1}
-            self.totals.setdefault((entry["teacher"], entry["version"], entry["currency"]), Counter()).update(counts)
-        except (ValueError, KeyError, TypeError, OverflowError):
-            self.torn += bool(line.strip())
-            return
+    def _note(self, entry, start):
+        """Take an entry that begins at byte `start` of the file into the index and the totals."""
+        key = int(np.uint64(int(entry["key"], 16)))
+        counts = {"answers": 1, **{k: entry[k] for k in ("tokens_in", "tokens_out", "cost", "seconds", "tries")}, f"finish {entry['finish']}": 1}
+        self.totals.setdefault((entry["teacher"], entry["version"], entry["currency"]), Counter()).update(counts)
         self.fresh[key] = start
         if len(self.fresh) >= 1 << 15:  # an index of plain numbers is ten times smaller than a dictionary
             keys, at = (np.concatenate([old, np.array(list(new), old.dtype)]) for old, new in ((self.keys, self.fresh), (self.at, self.fresh.values())))
@@ -119,7 +117,8 @@ class Ledger:
         line = json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         with self.lock:
             self._append(line)
-            self._note(line)
+            self._note(entry, self.end)
+            self.end += len(line)
             if time.monotonic() - self.synced > 1:
                 os.fsync(self.file)
                 self.synced = time.monotonic()

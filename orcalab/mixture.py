@@ -31,7 +31,7 @@ def _scan(work, number):
         system = row.messages[0]["content"] if row.messages and row.messages[0]["role"] == "system" else ""
         asked = [m["content"] for m in row.messages if m["role"] == "user"]
         if "asks" not in drop and roles[-1:] == ["user"]:
-            raise RowError(f"{row.where}: missing ['response']")  # a question for a teacher is no row to learn from
+            raise RowError(f"{row.where}: missing ['response'], so there is nothing to learn (`orcalab teach` asks a teacher for it)")
         reason = 0
         if wanted and row.task not in wanted or not row.kind.startswith(part.kind):
             reason = 1

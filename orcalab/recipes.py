@@ -68,7 +68,7 @@ def smoke():
     """The same corridor in seconds: a random model of under a million parameters that reads bytes.
 
     Paper: none. Departs: everything is small; nothing is learned that could be scored.
-    Cost: under two minutes for all notebooks. Result: none, by design.
+    Cost: about two minutes for all notebooks. Result: none, by design.
     """
     big = laptop()
     stages = tuple(replace(s, base="tiny-random", seq_len=2048, steps=3, save_every=2, warmup=1) for s in big.stages)

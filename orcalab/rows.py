@@ -71,10 +71,10 @@ def row_of(item, where, source, number):
             raise RowError(f"{where}: 'messages' and {twice}: a row has the one or the other")
         messages = item["messages"]
     elif "question" in item and ("response" in item or "text" not in item and not get_close_matches("response", item.keys() - KNOWN, 1, 0.6)):
-        replied = {"response", "answer"} & item.keys()  # if neither, it is a question for a teacher
-        item = {"response": str(item.get("answer", "")), **item}
         system = [{"role": "system", "content": item["system_prompt"]}] if item.get("system_prompt") else []
-        asked, said = ("" if item[k] is None else item[k] for k in ("question", "response"))
+        asked, gold = ("" if item.get(k) is None else item[k] for k in ("question", "answer"))
+        replied = "response" in item or gold != ""  # if not, it is a question for a teacher
+        said = str(gold) if "response" not in item else "" if item["response"] is None else item["response"]
         messages = [*system, {"role": "user", "content": asked}, *([{"role": "assistant", "content": said}] if replied else [])]
     elif "text" in item and not {"question", "response"} & set(item):
         messages = []
@@ -84,7 +84,7 @@ def row_of(item, where, source, number):
         hint = nearest(odd[0], FIELDS).replace("did you mean", f"{odd[0]!r}: did you mean") if odd else ""
         raise RowError(f"{where}: missing {[m for m in missing if m not in item]}{hint}")
     try:
-        chatml.check(messages if messages != [] or "text" not in item else [{"role": "assistant", "content": item["text"]}], answered="messages" in item or "text" in item or bool(replied))
+        chatml.check(messages if messages != [] or "text" not in item else [{"role": "assistant", "content": item["text"]}], answered="messages" in item or "text" in item or replied)
     except ValueError as e:
         raise RowError(f"{where}: {e}") from None
     extra = {k: str(item[k]) for k in (*FIELDS[5:], "text") if item.get(k) is not None}

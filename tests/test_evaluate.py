@@ -1,5 +1,6 @@
 """evaluate.py: parsed, scored with the full mark alone, and compared on the same questions."""
 
+import importlib.util
 import json
 import random
 from dataclasses import replace
@@ -8,6 +9,7 @@ from math import comb
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from orcalab import evaluate, families, procedural, recipes, strategies
 from orcalab.generate import Student
@@ -258,7 +260,10 @@ def test_runs_are_read_packed_and_unpacked(asking, recipe, tmp_path):
     found = evaluate.of_runs(folders)
     assert set(found) == {("s", "cautious"), ("s", "empty")} and sorted({r["seed"] for r in found["s", "empty"]}) == [3, 5]
     assert all(r["used"] == procedural.strategy_of(r["text"]) for r in found["s", "empty"])
-    again = evaluate.unpack_records(json.loads(json.dumps(evaluate.pack_records(found))))
+    spec = importlib.util.spec_from_file_location("ablation", ROOT / "benchmarks" / "ablation.py")
+    ablation = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(ablation)
+    again = evaluate.unpack_records(json.loads(json.dumps(ablation.pack_records(found))))
     keys = ("student", "system", "seed", "task", "number", "right", "format_ok", "reason", "used", "tokens")
     short = lambda rs: sorted([r[k] for k in keys] for r in rs)
     assert {k: short(v) for k, v in again.items()} == {k: short(v) for k, v in found.items()}

@@ -155,3 +155,10 @@ def test_choose_tries_strategies_and_says_what_comes_next(tmp_path, capsys):
     held = {e["question"] for q in procedural.held_out(recipes.TASKS, recipes.get("smoke").questions).values() for e in q}
     asked = {json.loads(line)["question"] for p in (tmp_path / "choose").rglob("*.jsonl") for line in p.read_text().splitlines()[1:]}
     assert asked and not asked & held  # none that students are scored on
+
+
+def test_a_misspelt_message_is_said_before_anybody_is_asked(tmp_path, capsys):
+    assert cli.main(["evaluate", "--recipe", "smoke", "--out", str(tmp_path / "out"), "--messages", "cautious, emty"]) == 2
+    assert "no strategy named 'emty'; did you mean 'empty'?" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert cli.main(["evaluate", "--recipe", "smoke", "--out", str(tmp_path / "out")]) == 0
+    assert f"no student is trained in {tmp_path / 'out'}, so the base model alone is asked" in capsys.readouterr().out

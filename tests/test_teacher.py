@@ -444,16 +444,16 @@ def test_questions_come_as_people_write_them(tmp_path):
     from orcalab import data
     from orcalab.config import RowError
     lines = [{"question": "1+1"}, {"question": "2+2", "answer": "4", "task": "gsm8k"}, {"question": "3+3", "response": "", "id": "c"}, {"question": "4+4", "system_prompt": "Be brief.", "id": "d", "colour": "red", "answer": 8},
-             {"messages": [{"role": "user", "content": "5+5"}, {"role": "assistant", "content": "10"}]}]
+             {"messages": [{"role": "user", "content": "5+5"}, {"role": "assistant", "content": "10"}]}, {"question": "6+6", "answer": None, "id": "f"}]
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps(x) + "\n" for x in lines))
     rec = recipes.get("smoke", rows=str(path), out=str(tmp_path / "out"), drop="nothing")
     made, total = teacher.of_stage(rec, rec.stage("stage3_gpt4"), Teacher())
     found = {q.messages[-1]["content"]: q for q in made()}
-    assert total == 5 and set(found) == {"1+1", "2+2", "3+3", "4+4", "5+5"} and all([m["role"] for m in q.messages] == ["system", "user"] for q in found.values())
+    assert total == 6 and found["6+6"].row.answer == "" and set(found) == {"1+1", "2+2", "3+3", "4+4", "5+5", "6+6"} and all([m["role"] for m in q.messages] == ["system", "user"] for q in found.values())
     assert found["2+2"].row.answer == "4" and found["2+2"].family == families.family_of("gsm8k").name
     keep = {q.messages[-1]["content"]: [m["content"] for m in q.messages[:-1]] for q in teacher.of_stage(rec, rec.stage("stage3_gpt4", system="keep"), Teacher())[0]()}
-    assert keep == {"1+1": [], "2+2": [], "3+3": [], "4+4": ["Be brief."], "5+5": []}
+    assert keep == {"1+1": [], "2+2": [], "3+3": [], "4+4": ["Be brief."], "5+5": [], "6+6": []}
     with pytest.raises(RowError, match=r"mine.jsonl:1: missing \['response'\]"):  # no row to learn from
         corpus.rows_of(rec, rec.stage("stage3_gpt4"))[0].choose()
     path.write_text(json.dumps({"question": "2+2", "answer": "4"}) + "\n")
