@@ -156,7 +156,7 @@ def prepare(recipe="laptop", stage=None, **given):
 
 
 def evaluate(recipe="laptop", **given):
-    """Ask every trained student of the recipe under the cautious message; print the scores."""
+    """Ask every trained student of the recipe under its messages; print the scores."""
     from orcalab import evaluate as judge, procedural, report
     rec = recipes.get(recipe, **given)
     questions = procedural.held_out(rec.tasks, rec.questions)
