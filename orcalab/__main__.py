@@ -17,6 +17,7 @@ from orcalab.strategies import FINAL
 VERBS = {
     "run": "execute every notebook of the recipe, in order, and write report.html",
     "train": "train the recipe's stages without notebooks (--stage NAME for one)",
+    "plan": "say what each stage will cost before anything is loaded: steps, tokens, GiB by kind, hours (--on A100-80 for another device)",
     "prepare": "prepare the rows of every stage, and print what is in them",
     "evaluate": "ask the trained students the held-out questions, and print the scores",
     "teach": "ask a teacher the questions of a stage's rows, keep a ledger, write the answers as rows (--status sums the ledger up)",
@@ -43,7 +44,7 @@ def usage():
 
 def arguments(words, verb=""):
     """Turn `--name value` pairs into a dictionary; raise a ValueError for anything else."""
-    given, own = {}, {"teach": {"teacher", "chosen", "status", *WHOM}}.get(verb, set())
+    given, own = {}, {"teach": {"teacher", "chosen", "status", *WHOM}, "plan": {"on"}}.get(verb, set())
     names = {f.name for c in (config.Recipe, config.Config) for f in fields(c)} - PLAIN
     words = [w for word in words for w in ([word, "yes"] if word == "--status" and verb == "teach" else word.split("=", 1) if re.match(r"--\w+=", word) else [word])]
     for at in range(0, len(words), 2):
@@ -135,8 +136,33 @@ def train(recipe="laptop", stage=None, **given):
         start = None if cfg.start == "base" else rec.stage(cfg.start).folder / "model"
         result = trainer.train(cfg, prepared, start)
         print(f"{cfg.name}: loss {result['first_loss']:.3f} -> {result['last_loss']:.3f}, {result['tokens']} tokens, "
-              f"{result['tokens_per_s']:.0f} tokens/s", flush=True)
+              f"{result['tokens_per_s']:.0f} tokens/s; {result['peak_gib']:.2f} GiB at its peak, {result['planned_gib']:.2f} planned", flush=True)
     print(report.write_report(rec))
+
+
+def plan(recipe="laptop", stage=None, on="", **given):
+    """Say what each stage will cost, before anything is loaded or bought; beside it what it took, where it is trained already.
+
+    Rows that are prepared, or few enough to prepare, are counted; a mixture that is not prepared is estimated, and the text says so.
+    """
+    from orcalab import corpus, forecast, model as models, prepared
+    rec = recipes.get(recipe, **given)
+    stages, ready, rows = [rec.stage(stage)] if stage else rec.stages, {}, {}
+    for cfg in stages:
+        cards = {p.parent: config.read_json(p) for p in (Path(cfg.out) / "prepared").glob(f"{cfg.name}-*/card.json")}
+        same = [p for p, c in cards.items() if c["config"]["rows"] == cfg.rows and all(c["made_of"][k] == v for k, v in cfg.settings.items() if k in c["made_of"])]
+        if same:
+            ready[cfg.name] = prepared.open_prepared(same[0])
+        elif cfg.rows in recipes.EXPECTED:
+            rows[cfg.name] = round(recipes.EXPECTED[cfg.rows] * cfg.scale)
+        else:
+            ready[cfg.name] = corpus.prepare(rec, cfg, models.load_tokenizer(rec.base, cfg.template))
+    print(forecast.describe(stages, forecast.shape_of(rec.base, stages[0].template), on, ready, rows))
+    for cfg in stages:
+        if cfg.finished and "peak_gib" in (done := config.read_json(cfg.folder / "results.json")):
+            print(f"{cfg.name} is trained: {done['peak_gib']:.2f} GiB at its peak, {done['planned_gib']:.2f} were planned; {done['seconds'] / 3600:.2f} hours")
+    if rows:
+        print(f"exact, once the rows are prepared: orcalab prepare --recipe {recipe}")
 
 
 def prepare(recipe="laptop", stage=None, **given):
@@ -268,7 +294,7 @@ def main(words=None):
             return 0
         verb = config.choose(words[0], VERBS, "verb")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop ends the notebook too, as Ctrl-C does
-        return {"run": run, "train": train, "prepare": prepare, "evaluate": evaluate, "teach": teach, "choose": choose}[verb](**arguments(words[1:], verb)) or 0
+        return {"run": run, "train": train, "plan": plan, "prepare": prepare, "evaluate": evaluate, "teach": teach, "choose": choose}[verb](**arguments(words[1:], verb)) or 0
     except BrokenPipeError:  # `orcalab --help | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -27,21 +27,19 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 CHOICES = {
-    "answers": ("gold", "explained"),
-    "system": ("empty", "none", "orca1", "strategy", "cautious", "keep"),
-    "template": ("chatml", "openassistant"),
-    "learn": ("all", "last"),
-    "packing": ("best_fit", "shuffle_partition"),
-    "too_long": ("drop", "cut_prompt", "error"),
-    "dtype": ("auto", "bf16", "fp32"),
-    "device": ("auto", "cpu", "cuda"),
-    "schedule": ("cosine", "constant"),
-    "by": ("rows", "tasks", "strategies"),
-    "surplus": ("train", "lost"),
+    "answers": ("gold", "explained"), "system": ("empty", "none", "orca1", "strategy", "cautious", "keep"), "template": ("chatml", "openassistant"), "learn": ("all", "last"),
+    "packing": ("best_fit", "shuffle_partition"), "too_long": ("drop", "cut_prompt", "error"), "by": ("rows", "tasks", "strategies"), "surplus": ("train", "lost"),
+    "dtype": ("auto", "bf16", "fp16", "fp32"), "device": ("auto", "cpu", "cuda"), "schedule": ("cosine", "linear", "constant"),
+    "method": ("full", "lora", "qlora"), "lora_on": ("layers", "head"), "optimizer": ("adamw", "adamw_bf16", "adamw_bf16_sr", "adamw_8bit"), "update": ("step", "backward"),
+    "offload": ("nothing", "optimizer", "activations", "both"), "attention": ("auto", "varlen", "flex", "documents"), "compile": ("auto", "yes", "no"),
+    "final": ("last", "best"), "track": ("", "tensorboard", "trackio", "wandb"),
 }
 
 
 BASES = ("smollm2-135m", "tiny-random", "llama-standin")  # base models known by name (the last is a tokenizer alone); others are hub ids or folders
+
+
+COMPUTING = ("out", "data", "save_every", "keep", "track", "spike", "device", "processes", "recompute", "offload", "attention", "compile")  # fields that change no result
 
 
 class RowError(ValueError):
@@ -117,14 +115,31 @@ class Config:
     epochs: int = 0  # passes over the rows, if steps is 0
     lr: float = 3e-4  # peak learning rate
     warmup: int = 4  # steps of linear warm-up
-    schedule: str = "cosine"  # learning rate after warm-up, cosine (to a tenth) or constant
+    schedule: str = "cosine"  # learning rate after warm-up, cosine or linear (both to a tenth), or constant
     weight_decay: float = 0.0  # AdamW weight decay on matrices
-    clip: float = 1.0  # largest gradient norm
+    clip: float = 1.0  # largest gradient norm, 0 for any
+    method: str = "full"  # what is trained, full (all weights), lora (an adapter) or qlora (an adapter on a base in 4 bits)
+    lora_rank: int = 64  # rank of the adapter's matrices
+    lora_alpha: float = 64.0  # scale of the adapter, over its rank
+    lora_dropout: float = 0.0  # share of an adapter's inputs that is dropped
+    lora_on: str = "layers"  # where adapters sit, layers (every linear layer) or head (those and the output)
+    optimizer: str = "adamw"  # adamw (fp32 masters), adamw_bf16_sr (all bf16, rounded by chance), adamw_bf16 (to the nearest) or adamw_8bit (8-bit states, rounded by chance)
+    update: str = "step"  # when weights change, once a step or in the backward pass (no gradient is kept, so neither clip nor accum)
+    recompute: int = 0  # every n-th layer keeps no activations and is computed again, 1 for all, 0 for none
+    offload: str = "nothing"  # what waits in the host's memory, nothing / optimizer / activations / both
+    attention: str = "auto"  # how packed examples are kept apart, auto / varlen / flex / documents
+    compile: str = "auto"  # whether layers are compiled, auto (on cuda) / yes / no
+    held_out: int = 0  # examples set aside to be looked at while training
+    eval_every: int = 0  # steps between looks at them, 0 for none
+    final: str = "last"  # which weights a run ends with, the last or the best by held-out loss
+    spike: float = 5.0  # a loss over this many times the median of the last steps ends the run, 0 for never
+    track: str = ""  # also send the metrics to tensorboard, trackio or wandb
     seed: int = 0  # seeds rows, plan and order
-    dtype: str = "auto"  # compute type, auto / bf16 / fp32
+    dtype: str = "auto"  # compute type, auto / bf16 / fp16 / fp32
     device: str = "auto"  # where to compute, auto / cpu / cuda
     processes: int = 0  # processes that prepare rows, 0 for one a core; changes the time alone
     save_every: int = 20  # steps between checkpoints
+    keep: int = 2  # checkpoints kept, beside the best
     stream: int = 0  # number of the question stream, so that stages share no question
     out: str = "runs"  # folder that holds the run's folder
 
@@ -143,8 +158,8 @@ class Config:
 
     @property
     def settings(self):
-        """What the run's result depends on, as a dictionary: not where it or its data lie, how often it is saved, or on what device."""
-        return {k: v for k, v in to_json(self).items() if k not in ("out", "data", "save_every", "device", "processes")}
+        """What the run's result depends on, as a dictionary: not where it or its data lie, how often it is saved, or how and on what device it is computed."""
+        return {k: v for k, v in to_json(self).items() if k not in COMPUTING}
 
     @property
     def packs_per_step(self):
@@ -258,7 +273,7 @@ def check(cfg):
         object.__setattr__(cfg, f.name, _coerce(type(cfg), f.name, value))
         if f.name in CHOICES and not (isinstance(cfg, Part) and value == ""):
             choose(value, CHOICES[f.name], f.name)
-    at_least = {"seq_len": 8, "batch_size": 1, "accum": 1, "steps": 0, "epochs": 0, "size": 0, "cap": 0, "merge": 0, "chunk": 0, "validation": 0, "max_validation": 0, "warmup": 0, "save_every": 1,
+    at_least = {"seq_len": 8, "batch_size": 1, "accum": 1, "steps": 0, "epochs": 0, "size": 0, "cap": 0, "merge": 0, "chunk": 0, "validation": 0, "max_validation": 0, "warmup": 0, "save_every": 1, "keep": 1, "lora_rank": 1, "lora_alpha": 0, "lora_dropout": 0, "recompute": 0, "held_out": 0, "eval_every": 0, "spike": 0,
                 "lr": 0, "clip": 0, "few_shot": -1 if isinstance(cfg, Part) else 0, "weight_decay": 0, "seed": 0, "processes": 0,
                 "max_tokens": 1, "concurrency": 1, "first": 0, "requests_a_minute": 0, "tokens_a_minute": 0, "timeout": 0.001, "retries": 0, "price_in": 0, "price_out": 0, "budget": 0,
                 "token_budget": 0, "questions": 1, "grid": 1, "max_new_tokens": 1, "eval_batch": 1}
@@ -267,7 +282,7 @@ def check(cfg):
             raise ValueError(f"{name} must be a number of at least {low}, got {getattr(cfg, name)}")
     if hasattr(cfg, "base") and "/" not in cfg.base and not Path(cfg.base).is_dir():
         choose(cfg.base, BASES, "base model")
-    for name in ("few_shot", "validation"):
+    for name in ("few_shot", "validation", "lora_dropout"):
         if getattr(cfg, name, 0) > 1:
             raise ValueError(f"{name} is a share between 0 and 1, got {getattr(cfg, name)}")
     for name in ("scale", "fraction"):
@@ -275,6 +290,10 @@ def check(cfg):
             raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(cfg, name)}" + (f" (part {cfg.name!r})" if isinstance(cfg, Part) else ""))
     if getattr(cfg, "steps", 1) == getattr(cfg, "epochs", 0) == 0:
         raise ValueError("steps and epochs are both 0: one of them says how long a stage is")
+    if getattr(cfg, "update", "step") == "backward" and (cfg.accum > 1 or cfg.clip):
+        raise ValueError(f"update is 'backward', where no gradient outlives its use: it needs accum 1 and clip 0, got accum {cfg.accum} and clip {cfg.clip}")
+    if (getattr(cfg, "eval_every", 0) or getattr(cfg, "final", "last") == "best") and not (cfg.held_out and cfg.eval_every):
+        raise ValueError(f"held-out loss needs held_out and eval_every, got {cfg.held_out} and {cfg.eval_every}")
     words = listed(getattr(cfg, "drop", ""))
     for word in words:
         choose(word, DROPS, "kind of row to drop")

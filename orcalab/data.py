@@ -148,6 +148,7 @@ def shards(rows, cfg, encoder, folder, overlap=None):
     Rows of a Mixture go through several processes, whose number changes nothing but the time; shards that are there already stay.
     """
     wanted, tokens, path = cfg.steps * cfg.tokens_per_step * 1.02 or float("inf"), 0, None
+    wanted += cfg.held_out * min(cfg.seq_len, 758)  # as long as Orca 1's examples
     if not isinstance(rows, Mixture):
         made = dressed(rows, cfg)
         for number in count():
@@ -198,7 +199,7 @@ def prepare(rows, cfg, tokenizer, folder, origin, against=""):
         raise ValueError("drop names 'overlap', and no evaluation sets are given: say which in `against`")
     made_of = {"origin": origin, "tokenizer": chatml.fingerprint(tokenizer, cfg.template), "builder": BUILDER,
                "messages": digest([STRATEGIES, ORCA1, ORCA1_IDS, CAUTIOUS, FINAL]), "against": digest(sets),
-               **{k: v for k, v in cfg.settings.items() if k in keys}}
+               **{k: v for k, v in cfg.settings.items() if k in keys}, **({"held_out": cfg.held_out} if cfg.held_out else {})}
     target = Path(folder) / f"{cfg.name}-{digest(made_of)}"
     if target.exists():
         return open_prepared(target)
@@ -234,6 +235,12 @@ def prepare(rows, cfg, tokenizer, folder, origin, against=""):
         place = np.full(known, -1)
         place[item] = np.arange(len(item))
         draws = [d[d >= 0] for d in (place[e] for e in rows.draws)]
+    if cfg.held_out:
+        if cfg.held_out >= len(lengths):
+            raise ValueError(f"held_out is {cfg.held_out}, and there are {len(lengths)} examples in all")
+        held = np.sort(np.random.default_rng([cfg.seed, len(lengths)]).choice(len(lengths), cfg.held_out, replace=False))
+        draws = [np.setdiff1d(d, held) for d in draws or [np.arange(len(lengths))]]
+        np.save(side / "held_out.npy", held)
     plan = packing.plan(lengths, cfg.seq_len, cfg.steps * cfg.packs_per_step or None, cfg.packing, cfg.seed, cfg.epochs, cfg.packs_per_step, draws)
     np.save(side / "plan.npy", plan.members)
     np.save(side / "packs.npy", plan.ends)

@@ -1,19 +1,19 @@
-"""Models: fetch, load, save; attention that keeps packed examples apart; loss on targets only."""
+"""Models: fetch, load, save; device and type."""
 
 import hashlib
 import json
 import shutil
 import tempfile
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from orcalab import chatml
 from orcalab.config import BASES, choose, nearest, read_json, write_json
 from orcalab.fetch import SMOLLM2, cache, fetch, llama_standin, need_space
+
+LLAMAS = {"meta-llama/Llama-2-7b-hf": (4096, 11008, 32, 32), "meta-llama/Llama-2-13b-hf": (5120, 13824, 40, 40)}  # width, MLP, layers, heads
 
 # ---------------------------------------------------------------------------------------- base models
 
@@ -161,8 +161,11 @@ def pad_rows(model, tokenizer):
     return [(weight, tokenizer.pad_token_id) for weight in tables(model)] if ours else []
 
 
-def load(name, dtype=torch.float32, device="cpu", template=None):
+def load(name, dtype=torch.float32, device="cpu", template=None, **how):
     """Load a model and its tokenizer by name, hub id or folder, ready for a template.
+
+    Args:
+        how: further words to from_pretrained, which then decides where weights go and in what form; for a model that comes from a folder or the hub.
 
     Returns:
         (model, tokenizer, origin); origin is {"from", "digest", "parameters"}, for config.json.
@@ -170,15 +173,38 @@ def load(name, dtype=torch.float32, device="cpu", template=None):
     from transformers import AutoModelForCausalLM
     quiet()
     name, tokenizer, tiny = str(name), load_tokenizer(name, template), str(name) == "tiny-random"
-    model = tiny_random(template=template)[0] if tiny else AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype)
+    model = tiny_random(template=template)[0] if tiny else AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype, **how)
+    for p in model.parameters() if tiny else ():
+        p.data = p.data.to(dtype)  # weights alone: rotary frequencies rounded to bf16 would turn late positions by radians
     grow(model, len(tokenizer))
     if not tiny:
         model.generation_config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
         own, end = model.generation_config.eos_token_id, chatml.marks(tokenizer)[-1]
         ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, end} - {None}
         model.generation_config.eos_token_id = end if ends == {end} else sorted(ends)  # elsewhere, too, an answer ends where it was taught to
-    origin = {"from": name, "digest": weights_digest(name), "parameters": sum(p.numel() for p in model.parameters())}
-    return model.to(device=device, dtype=dtype), tokenizer, origin
+    origin = {"from": name, "digest": weights_digest(name), "parameters": model.num_parameters()}
+    return model if how else model.to(device), tokenizer, origin
+
+
+def skeleton(name, template=None):
+    """Return a model by name, hub id or folder on the meta device, with the rows of a template's tokens: its shape, and no weights.
+
+    Llama 2's shapes are written down, so that a plan needs neither the hub nor its licence.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+    if name == "tiny-random":
+        config = tiny_random(template=template)[0].config
+        size = config.vocab_size
+    elif name in LLAMAS:
+        width, inner, layers, heads = LLAMAS[name]
+        config = LlamaConfig(vocab_size=32_000, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads)
+        size = 32_000 + len(chatml.TEMPLATES[template or "chatml"].new)
+    else:
+        config, size = AutoConfig.from_pretrained(resolve(name)), len(load_tokenizer(name, template))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    grow(model, size)
+    return model
 
 
 def quiet():
@@ -228,113 +254,15 @@ def pick(device="auto", dtype="auto"):
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but torch sees no GPU; choose 'cpu' or 'auto'")
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else cpu_has_bf16()
+    if dtype == "bf16" and device == "cuda" and not fast:
+        raise ValueError(f"dtype is 'bf16', and {torch.cuda.get_device_name()} has no instructions for it; choose 'fp16' with method lora or qlora, else 'fp32'")
     if dtype == "auto":
-        fast = torch.cuda.is_bf16_supported() if device == "cuda" else cpu_has_bf16()
         dtype = "bf16" if fast else "fp32"
-    return device, {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    return device, {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
 
 
 def cpu_has_bf16():
     """Tell whether this CPU multiplies bf16 in hardware (AVX512-bf16, AMX or Arm's bf16)."""
     has = torch.cpu.get_capabilities()
     return any(has.get(k, False) for k in ("avx512_bf16", "amx_bf16", "amx_tile", "bf16", "arm_bf16"))
-
-
-# ------------------------------------------------------------------------------------------- attention
-
-@lru_cache(512)
-def _mask(length, groups, dtype, device):
-    """Return -inf above the diagonal, repeated for the query heads that share a key head."""
-    return torch.full((length, length), float("-inf"), dtype=dtype, device=device).triu(1).repeat(groups, 1)
-
-
-def _one(q, k, v, scale):
-    """Causal attention of one example: q (heads, tokens, dim), k and v (key heads, tokens, dim)."""
-    heads, tokens, dim = q.shape
-    groups = heads // k.shape[0]
-    if tokens > 512:
-        return F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, scale=scale, enable_gqa=True)[0]
-    # plain matrix products: faster on short examples than torch's CPU flash kernel in bf16
-    q = q.reshape(k.shape[0], groups * tokens, dim)
-    scores = torch.baddbmm(_mask(tokens, groups, q.dtype, q.device), q, k.transpose(1, 2), alpha=scale)
-    return (scores.softmax(-1) @ v).view(heads, tokens, dim)
-
-
-def packed_attention(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, lengths=None, **_):
-    """Attend inside each example of a pack, never across: transformers calls this in every layer.
-
-    Args:
-        query, key, value: (1, heads, tokens, dim), the examples one after the other.
-        lengths: tokens of each example, in order; they sum to `tokens`.
-
-    Returns:
-        (1, tokens, heads, dim), and None for the weights.
-    """
-    if lengths is None or sum(lengths) != query.shape[2]:
-        raise ValueError(f"packed attention needs the lengths of the examples, summing to {query.shape[2]} tokens")
-    if query.is_cuda:
-        from torch.nn.attention.varlen import varlen_attn
-        ends = torch.tensor([0, *lengths], device=query.device).cumsum(0).to(torch.int32)
-        q, k, v = (t[0].transpose(0, 1).contiguous() for t in (query, key, value))
-        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
-        out = varlen_attn(q, k, v, ends, ends, max(lengths), max(lengths), scale=scaling, window_size=(-1, 0))
-        return out[None], None
-    parts = zip(query[0].split(lengths, 1), key[0].split(lengths, 1), value[0].split(lengths, 1))
-    return torch.cat([_one(q, k, v, scaling) for q, k, v in parts], 1).transpose(0, 1)[None], None
-
-
-def isolate(model):
-    """Make a model keep packed examples apart; `hidden` and `generate` then choose what they need."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    AttentionInterface.register("orcalab_packed", packed_attention)
-    AttentionMaskInterface.register("orcalab_packed", lambda *a, **k: None)
-    model.set_attn_implementation("orcalab_packed")
-    return model
-
-
-def hidden(model, ids, position, lengths):
-    """Return the last hidden states (tokens, width) of examples laid side by side, kept apart."""
-    out = model.base_model(input_ids=ids[None], position_ids=position[None], use_cache=False, lengths=lengths)
-    return out.last_hidden_state[0]
-
-
-# ------------------------------------------------------------------------------------------------ loss
-
-class _TargetLoss(torch.autograd.Function):
-    """Sum of cross-entropies, a chunk of rows at a time: logits live in cache, never all at once."""
-
-    @staticmethod
-    def forward(ctx, states, weight, labels, chunk):
-        losses = torch.empty(len(labels), dtype=torch.float32, device=states.device)
-        grad_states, grad_weight = torch.empty_like(states), torch.zeros_like(weight, dtype=torch.float32)
-        for at in range(0, len(labels), chunk):
-            s, y = states[at : at + chunk], labels[at : at + chunk, None]
-            logits = (s @ weight.T).float()
-            logits -= logits.max(-1, keepdim=True).values
-            own = logits.gather(1, y)
-            total = logits.exp_().sum(-1, keepdim=True)
-            losses[at : at + chunk] = (total.log() - own)[:, 0]
-            grad = logits.div_(total).scatter_add_(1, y, -torch.ones_like(own)).to(states.dtype)
-            grad_states[at : at + chunk] = grad @ weight
-            grad_weight += grad.T @ s
-        ctx.save_for_backward(grad_states, grad_weight.to(weight.dtype))
-        return losses.sum(), losses
-
-    @staticmethod
-    def backward(ctx, grad, _):
-        grad_states, grad_weight = ctx.saved_tensors
-        return grad_states * grad, grad_weight * grad, None, None
-
-
-def loss_sum(model, ids, position, lengths, labels, chunk=256):
-    """Return (sum of the targets' losses, each target's loss); logits are made for targets only.
-
-    Args:
-        ids, position, labels: (tokens,), the examples side by side without padding.
-        lengths: tokens of each example.
-
-    Paper: Orca 2, "Training", on loss: only the teacher's tokens are learned.
-    """
-    states = hidden(model, ids, position, lengths)
-    at = labels >= 0
-    return _TargetLoss.apply(states[at], model.get_output_embeddings().weight, labels[at].long(), chunk)

@@ -72,6 +72,17 @@ class Examples(Stacked):
         return ids[span], mask[span]
 
 
+class Tags(Stacked):
+    """What the examples of a prepared folder are counted by: (source, task, strategy, teacher, system message, part) each."""
+
+    def __init__(self, tables, known):
+        super().__init__(tables)
+        self.known = known
+
+    def one(self, k, i):
+        return tuple(self.known[k][self.parts[k]["tag"][i].as_py()])
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A prepared folder: rows, their (ids, mask), and the plan of packs. Rows and examples stay on disk until asked for."""
@@ -81,6 +92,8 @@ class Prepared:
     examples: Examples
     plan: packing.Plan
     rows: Stored
+    tags: Tags
+    held_out: np.ndarray  # numbers of the examples that no pack holds, to be looked at while training
 
     @property
     def steps(self):
@@ -97,11 +110,13 @@ def open_prepared(folder):
     folder = Path(folder)
     if not (folder / "card.json").exists():
         raise ValueError(f"{folder} is not a prepared folder: it has no card.json")
-    made, tables = read_json(folder / "card.json"), [read_shard(p)[0] for p in sorted(folder.glob("data-*.arrow"))]
+    made, shards = read_json(folder / "card.json"), [read_shard(p) for p in sorted(folder.glob("data-*.arrow"))]
+    tables = [t for t, _ in shards]
     if (rows := sum(map(len, tables))) != made["report"]["rows"]:
         raise ValueError(f"{folder} is damaged: its card lists {made['report']['rows']} rows, {rows} are there; delete it")
     plan = packing.Plan(*(np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("plan", "packs")))
-    return Prepared(folder, made, Examples(tables), plan, Stored(tables))
+    held = np.load(folder / "held_out.npy") if (folder / "held_out.npy").exists() else np.zeros(0, np.int64)
+    return Prepared(folder, made, Examples(tables), plan, Stored(tables), Tags(tables, [counts["tags"] for _, counts in shards]), held)
 
 
 def leaks(row, parts, encoder):

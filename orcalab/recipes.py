@@ -138,7 +138,45 @@ def orca_8k():
     return Recipe(name="orca_8k", base="meta-llama/Llama-2-13b-hf", stages=(stage,), tasks=TASKS)
 
 
-RECIPES = {"laptop": laptop, "ablation": ablation, "smoke": smoke, "orca2_7b": orca2_7b, "orca_8k": orca_8k}
+def _each(recipe, name, base=None, **changes):
+    """Return a recipe under another name, with changes to every stage."""
+    base = base or recipe.base
+    return replace(recipe, name=name, base=base, stages=tuple(replace(s, base=base, **changes) for s in recipe.stages))
+
+
+def a100():
+    """The paper's three stages on one A100 with 80 GB: all weights of the 7B model in bf16, rounded by chance, so that no fp32 copy is needed.
+
+    Paper: as `orca2_7b`; there 32 A100 and bf16. Departs: one card, so `orcalab plan --recipe a100` says how long; held-out examples are looked at.
+    Layers are computed again in the backward pass; ours, as are learning rate and batch.
+    Cost: planned by `orcalab plan`; measured: not measured. Result: not measured.
+    """
+    return _each(orca2_7b(), "a100", optimizer="adamw_bf16_sr", recompute=1, batch_size=2, accum=32, held_out=256, eval_every=200, final="best")
+
+
+def a100_13b():
+    """The same for the 13B model: 8-bit optimizer states, and each weight updated in the backward pass, so that no gradient is kept.
+
+    Paper: Orca 2 13B, on 32 A100 (17 + 40 + 23 hours, model catalogue card). Departs: as `a100`; neither clipping nor accumulation, so a smaller batch
+    and, ours, a lower learning rate.
+    Cost: planned by `orcalab plan`; measured: not measured. Result: not measured.
+    """
+    return _each(a100(), "a100_13b", "meta-llama/Llama-2-13b-hf", optimizer="adamw_8bit", update="backward", clip=0.0, batch_size=4, accum=1, lr=5e-6)
+
+
+def small_gpu():
+    """The three stages on a GPU of 16 GB: the 7B model in 4 bits, and an adapter on every linear layer.
+
+    Paper: Orca 2 trains all weights; QLoRA (arXiv:2305.14314) is what makes 16 GB enough. Departs: 2,048 tokens a pack instead of 4,096, a hundredth of the rows,
+    and an adapter's learning rate; all ours.
+    Cost: planned by `orcalab plan`; measured: not measured. Result: not measured.
+    """
+    recipe = _each(a100(), "small_gpu", method="qlora", optimizer="adamw", lr=2e-4, seq_len=2048, batch_size=1, accum=16)
+    return replace(recipe, stages=tuple(replace(s, scale=s.scale / 100) for s in recipe.stages))
+
+
+RECIPES = {"laptop": laptop, "ablation": ablation, "smoke": smoke, "orca2_7b": orca2_7b, "a100": a100, "a100_13b": a100_13b, "small_gpu": small_gpu, "orca_8k": orca_8k}
+EXPECTED = {"flan": 3_000_000, "orca1": 3_200_000, "orca2": 1_819_000, "orca_8k": 524_830}  # rows of mixtures before scale, for a plan without the corpora
 
 
 def get(recipe="laptop", **changes):

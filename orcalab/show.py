@@ -2,11 +2,15 @@
 
 import html
 import json
+import os
 import re
-from itertools import cycle
+import sys
+import time
+from itertools import accumulate, cycle
 from pathlib import Path
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and on light and dark ground alike
 BLUE, ORANGE, GREEN, SKY, PURPLE, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#CC79A7", "#D55E00", "#8A8A8A"
@@ -15,11 +19,14 @@ NAMES = {"base": "base model", "stage1_flan": "stage 1: short answers", "stage2_
          "stage3_gpt4": "stage 3: strategies, erased", "answer_only": "control: answers only",
          "bare_answers": "answers only", "explained_kept": "explained, strategy kept", "explained_erased": "explained, strategy erased", "explained_generic": "explained, Orca 1's messages",
          "right": "the right strategy", "wrong": "a wrong strategy", "cautious": "the cautious message", "empty": "no message"}
+MEMORY = {"weights": BLUE, "adapter": RED, "masters": SKY, "optimizer": GREEN, "gradients": PURPLE, "activations": ORANGE, "loss": "#B8860B", "temporary": "#F0E442", "process": GREY}  # forecast's kinds
+SMALL = {"grad_norm": ("gradient norm before clipping", ".3g", PURPLE), "lr": ("learning rate", ".2e", SKY),  # what, format, colour of training's small panels
+         "lost_updates": ("updates lost to rounding", "z.2%", RED), "tokens_per_s": ("tokens a second", ",.0f", GREEN)}
 KINDS = {"special": (PURPLE, 35), "byte": (ORANGE, 33), "digit": (SKY, 36), "character": (BLUE, 34), "piece": (GREY, 90)}  # also for a terminal
 
 
-def _figure(title, x="", y="", height=380, **layout):
-    fig = go.Figure()
+def _figure(title, x="", y="", height=380, fig=None, **layout):
+    fig = fig or go.Figure()
     fig.update_layout(title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 16}}, height=height,
                       template="plotly_white", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
                       font={"family": "system-ui, sans-serif", "size": 13, "color": "#777"},
@@ -34,21 +41,88 @@ def metrics(folder):
     return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
 
 
+def _mean(values):
+    """Return the running mean: a fifth of each value, four fifths of the mean before it."""
+    return list(accumulate(values, lambda mean, v: 0.8 * mean + 0.2 * v))
+
+
 def loss_curve(*folders):
     """Draw the loss of one or more runs by tokens seen, each with its running mean."""
     note = "<br><sup>stages learn different words, so their losses cannot be compared with each other</sup>" if len(folders) > 1 else ""
     fig = _figure(f"Loss on the teacher's tokens{note}", "tokens of the stage", "loss per target (nats)")
     for folder in folders:
         name, lines = Path(folder).name, metrics(folder)
-        x, mean = [], []
-        for line in lines:
-            x.append((x[-1] if x else 0) + line["tokens"])
-            mean.append(line["loss"] if not mean else 0.8 * mean[-1] + 0.2 * line["loss"])
+        x, mean = list(accumulate(line["tokens"] for line in lines)), _mean([line["loss"] for line in lines])
         colour = COLOURS.get(name, BLUE)
         fig.add_scatter(x=x, y=[line["loss"] for line in lines], mode="lines", line={"color": colour, "width": 1},
                         opacity=0.3, showlegend=False, hoverinfo="skip")
         fig.add_scatter(x=x, y=mean, mode="lines", name=NAMES.get(name, name), line={"color": colour, "width": 3})
     return fig
+
+
+def training(folder):
+    """Draw how a run goes or went, from its metrics.jsonl: loss by step, and below gradient norm, learning rate, updates lost, and speed.
+
+    Loss is nats per target: each step faint, the running mean strong, held-out loss as dots, the running mean of each strategy as a thin line.
+    """
+    lines, name, of = metrics(folder), Path(folder).name, _steps(folder)
+    steps, loss, last, colour = [x["step"] for x in lines], [x["loss"] for x in lines], lines[-1], COLOURS.get(name, BLUE)
+    heads = [f"{what}: {last.get(key, 0):{form}}" + (f", MFU {last['mfu']:.0%}" if "mfu" in last and form[0] == "," else "") for key, (what, form, _) in SMALL.items()]
+    fig = make_subplots(3, 2, specs=[[{"colspan": 2}, None], [{}, {}], [{}, {}]], row_heights=[0.5, 0.25, 0.25], vertical_spacing=0.11, horizontal_spacing=0.1, subplot_titles=["", *heads])
+    tokens, targets, seconds = (sum(x[k] for x in lines) for k in ("tokens", "targets", "seconds"))
+    _figure(f"{NAMES.get(name, name)}<br><sup>step {last['step']} of {of or last['step']}, loss {last['loss']:.3f}, {targets:,} targets of {tokens:,} tokens "
+            f"in {seconds / 60:,.1f} min</sup>", height=680, fig=fig)
+    draw = lambda x, y, row=1, col=1, name="", **how: fig.add_scatter(x=x, y=y, row=row, col=col, name=name, showlegend=bool(name), **{"mode": "lines" if len(lines) > 30 else "lines+markers", "marker_size": 4, **how})
+    draw(steps, loss, line={"color": colour, "width": 1}, opacity=0.5, hoverinfo="skip")
+    parts = [x.get("by", {}).get("strategy", {}) for x in lines]
+    kinds = sorted({k for p in parts for k in p})
+    for tint, kind in zip(cycle((ORANGE, PURPLE, SKY, GREEN, GREY, RED)), kinds if len(kinds) > 1 else []):
+        at = [(s, p[kind][0] / p[kind][1]) for s, p in zip(steps, parts) if p.get(kind, (0, 0))[1]]
+        draw([s for s, _ in at], _mean([v for _, v in at]), name=kind, line={"color": tint, "width": 1.3})
+    draw(steps, _mean(loss), name="all, running mean", legendrank=1, line={"color": colour, "width": 3.5})
+    looks = [x for x in lines if "held_out" in x]
+    draw([x["step"] for x in looks], [x["held_out"] for x in looks], name="held out" if looks else "", legendrank=2, mode="markers",
+         hovertext=[f"{x['stops']:.0%} of answers end" for x in looks], marker={"color": RED, "size": 9, "line": {"color": "white", "width": 1}}, marker_size=9)
+    for n, (key, (_, _, tint)) in enumerate(SMALL.items()):
+        draw(steps, [x.get(key) for x in lines], 2 + n // 2, 1 + n % 2, line={"color": tint, "width": 1.8}, hovertext=[f"MFU {x.get('mfu', 0):.1%}" for x in lines] if n == 3 else None)
+    end = max(of, last["step"])
+    fig.update_xaxes(range=[0.5, end + 0.5], dtick=1 if end <= 10 else None).update_xaxes(title="step", row=3).update_yaxes(title="nats per target", row=1)
+    fig.update_yaxes(rangemode="tozero", row=3).update_yaxes(tickformat=".1~%", autorangeoptions_include=0.01, row=3, col=1).update_yaxes(exponentformat="e", row=2, col=2)
+    return fig.update_annotations(font={"size": 13, "color": "#777"}).update_layout(legend={"y": -0.1}, margin_t=80)
+
+
+def _steps(folder):
+    """Return how many steps a run is to have, from its config.json; 0 before there is one."""
+    made = json.loads(at.read_text()) if (at := Path(folder) / "config.json").exists() else {}
+    return made.get("planned", {}).get("steps") or made.get("steps", 0)
+
+
+class Live:
+    """Draws `training` in a notebook at most every `every` seconds, for a tenth of the time, and at the last step: train.train calls it, as `watching`,
+    with each line of metrics. Where no front end listens it does nothing."""
+
+    def __init__(self, folder, every=4.0):
+        self.folder, self.every, self.next, self.handle = folder, every, 0.0, None
+        if "ipykernel" in sys.modules and not os.environ.get("ORCALAB_PROGRESS"):  # as progress.py decides
+            from IPython.display import display
+            self.handle = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def __call__(self, line):
+        begun = time.time()
+        if self.handle and (begun >= self.next or line["step"] == _steps(self.folder)):
+            self.handle.update(training(self.folder)._repr_mimebundle_(), raw=True)  # as a bundle: a figure shows itself, past any handle
+            self.next = time.time() + max(self.every, 10 * (time.time() - begun))
+
+
+def memory(plans, measured=()):
+    """Draw {name: {kind: GiB}} that runs are planned to take (`gib` of forecast.forecast) as bars, and {name: GiB} that they took as diamonds."""
+    fig = _figure("Memory, planned by kind" + (" and measured" if measured else ""), "GiB", height=190 + 46 * len(plans), barmode="stack")
+    for kind in sorted({k for p in plans.values() for k in p}, key=list(MEMORY).index):
+        fig.add_bar(x=[p.get(kind, 0) for p in plans.values()], y=list(plans), orientation="h", name=kind, marker_color=MEMORY[kind], hovertemplate="%{x:.2f} GiB")
+    if measured:
+        fig.add_scatter(x=list(measured.values()), y=list(measured), mode="markers", name="measured peak",
+                        marker={"symbol": "diamond", "size": 13, "color": "#777", "line": {"color": "white", "width": 1.5}})
+    return fig.update_yaxes(autorange="reversed", showgrid=False).update_layout(legend={"traceorder": "normal", "yref": "container", "y": 0.01, "yanchor": "bottom"}, margin_b=100)
 
 
 def lengths(groups, seq_len=0):

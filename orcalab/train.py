@@ -1,261 +1,149 @@
-"""Training, one page: preflight, loss, optimizer, schedule, loop, checkpoints, metrics.jsonl."""
+"""Training, one page: set up, look before the leap, then the loop, from packs to metrics.jsonl, checkpoints and a model."""
 
 import json
-import math
+import os
 import platform
 import shutil
 import time
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 
-import numpy as np
 import torch
 
-from orcalab import chatml, model as models, packing
-from orcalab.config import digest, read_json, to_json, write_json
+from orcalab import adapter, attention, checkpoint, chatml, forecast, loss as losses, model as models, watch
+from orcalab.config import read_json, to_json, write_json
+from orcalab.optim import Optimizer, learning_rate
+from orcalab.preflight import preflight
 from orcalab.progress import Progress
 
 
-def learning_rate(cfg, step):
-    """Return the learning rate of a step: linear warm-up, then a cosine to a tenth, or constant.
-
-    >>> from orcalab.config import Config
-    >>> [round(learning_rate(Config(steps=10, warmup=2, lr=1.0), s), 2) for s in (0, 1, 2, 9)]
-    [0.5, 1.0, 1.0, 0.13]
-    """
-    if step < cfg.warmup:
-        return cfg.lr * (step + 1) / cfg.warmup
-    if cfg.schedule == "constant":
-        return cfg.lr
-    share = (step - cfg.warmup) / max(1, cfg.steps - cfg.warmup)
-    return cfg.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * share)))
-
-
-class Masters:
-    """fp32 master weights under a bf16 model: small updates add up instead of rounding away.
-
-    For an fp32 model, master and weight are the same tensor.
-    """
-
-    def __init__(self, model, cfg, still=()):
-        self.names, self.weights = zip(*[(n, p) for n, p in model.named_parameters() if p.requires_grad])
-        self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in self.weights]
-        self.still = [(p, m, row) for weight, row in still for p, m in zip(self.weights, self.masters) if p is weight]  # rows that must not move
-        matrices = [m for m in self.masters if m.ndim > 1]
-        vectors = [m for m in self.masters if m.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": cfg.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.95), eps=1e-8, fused=True)
-
-    def step(self, lr, clip):
-        """Clip, update, copy back; return the gradient norm before clipping."""
-        for p, _, row in self.still:
-            p.grad[row] = 0
-        kept = [(m, row, m[row].clone()) for _, m, row in self.still]
-        for m, p in zip(self.masters, self.weights):
-            m.grad = p.grad if p is m else p.grad.float()
-        norm = torch.nn.utils.clip_grad_norm_(self.masters, clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        with torch.no_grad():
-            for m, row, was in kept:  # weight decay would move it
-                m[row] = was
-        for m, p in zip(self.masters, self.weights):
-            if p is not m:
-                p.data.copy_(m)
-            p.grad = m.grad = None
-        return norm.item()
-
-    def state(self):
-        return {"masters": {n: m.detach() for n, m in zip(self.names, self.masters)}, "optimizer": self.optimizer.state_dict()}
-
-    def load(self, state):
-        with torch.no_grad():
-            for n, m, p in zip(self.names, self.masters, self.weights):
-                m.copy_(state["masters"][n])
-                p.copy_(m)
-        self.optimizer.load_state_dict(state["optimizer"])
-
-
-def batch_of(packed, rows, device):
-    """Lay rows of a Packed side by side without their padding: ids, position, labels and lengths."""
-    segment = packed.segment[rows].reshape(-1)
-    real = segment >= 0
-    tensors = [torch.from_numpy(a[rows].reshape(-1)[real]).to(device) for a in (packed.ids, packed.position, packed.labels)]
-    lengths = [n for r in rows for n in packing.lengths_of(packed.segment[r][packed.segment[r] >= 0])]
-    return *tensors, lengths
-
-
-def preflight(model, prepared, tokenizer, cfg, folder):
-    """Check, on the real model and data, what training relies on; write preflight.json.
-
-    Packed equals alone: the targets of the first pack's first two examples lose the same together as
-    each by itself, and changing the first leaves the second's states untouched. The first examples, alone, equal the model's own
-    forward pass, with transformers' attention and full logits. Targets decode to the assistant's words. There is
-    disk for two checkpoints and a model.
-
-    Raises:
-        ValueError, OSError: which check failed, by how much, and what to change.
-    """
-    members = (prepared.plan[0] * 2)[:2]  # one alone stands beside itself
-    device = next(model.parameters()).device
-
-    def run(which, spoil=None):
-        at = packing.pack([prepared.examples[i] for i in which], [list(range(len(which)))], cfg.seq_len * len(which))
-        ids, position, labels, lengths = batch_of(at, [0], device)
-        if spoil is not None:
-            ids[: lengths[0]] = spoil
-        with torch.no_grad():
-            states = models.hidden(model, ids, position, lengths)
-            loss = models.loss_sum(model, ids, position, lengths, labels)[0]
-        return loss.item(), int((labels >= 0).sum()), states[lengths[0]:]
-
-    model.eval()
-    (both, targets, second), alone = run(members), sum(run([i])[0] for i in members)
-    both, apart = both / targets, alone / targets
-    leak = (run(members, spoil=int(tokenizer.eos_token_id))[2] - second).abs().max().item()
-    several = [i for pack in prepared.plan[:4] for i in pack][:16]  # logits in bf16 are off by a tenth: over a few targets that would not average out
-    ours = sum(run([i])[0] for i in several)
-    model.set_attn_implementation("sdpa")
-    theirs, number = 0.0, 0
-    for i in several:
-        ids, mask = (torch.tensor([x.tolist()], device=device) for x in map(np.asarray, prepared.examples[i]))
-        with torch.no_grad():
-            logits = model(input_ids=ids, use_cache=False).logits[0, :-1][mask[0, 1:] == 1].float()
-        theirs += torch.nn.functional.cross_entropy(logits, ids[0, 1:][mask[0, 1:] == 1].long(), reduction="sum").item()
-        number += len(logits)
-    first, own = ours / number, theirs / number
-    models.isolate(model).train()
-    limit = 1e-4 if next(model.parameters()).dtype == torch.float32 else 3e-2
-    for i in members:
-        chatml.prove(*prepared.examples[i], prepared.rows[i].messages or prepared.rows[i].text, tokenizer, cfg.learn)
-    report = {"loss_packed": both, "loss_alone": apart, "loss_first": first, "loss_first_own": own, "difference": abs(both - apart), "limit": limit, "leak": leak,
-              "targets_of_first_row": tokenizer.decode(chatml.learned(*prepared.examples[members[0]]))}
-    write_json(folder / "preflight.json", report)
-    if report["difference"] > limit or leak > 0:
-        raise ValueError(f"packed examples see each other: loss {both:.4f} packed, {apart:.4f} alone (limit {limit}), leak "
-                         f"{leak:.2g}. The attention of this model does not pass through model.packed_attention")
-    if abs(own - first) > limit * max(1, own):
-        raise ValueError(f"the first {len(several)} examples lose {first:.4f} here and {own:.4f} in the model's own forward pass (limit {limit} of it): this "
-                         "model's attention or logits have a part (a window, a cap, a scale, a bias) that model.py does not know")
-    if not math.isfinite(both):
-        raise ValueError(f"the starting model's loss is {both}: its weights are broken, or {cfg.dtype} is too coarse")
-    weights = sum(p.numel() for p in model.parameters())
-    models.need_space(folder, weights * (2 * 12 + 4) / 2**30 + 0.05, "two checkpoints and the model")
-    return report
-
-
-def checkpoints(folder):
-    """Return the whole checkpoints of a run, oldest first."""
-    return sorted(p for p in (Path(folder) / "checkpoints").glob("step-*") if (p / "state.json").exists() and p.suffix != ".part")
-
-
-def save_checkpoint(folder, step, masters, seal):
-    """Write a checkpoint to the side, rename it, and only then remove the one before."""
-    target = Path(folder) / "checkpoints" / f"step-{step:06d}"
-    side = target.with_name(target.name + ".part")
-    shutil.rmtree(side, ignore_errors=True)
-    side.mkdir(parents=True)
-    try:
-        torch.save(masters.state(), side / "state.pt")
-        write_json(side / "state.json", {"step": step, "seal": seal})
-        old = checkpoints(folder)
-        side.replace(target)
-    except (OSError, RuntimeError) as e:  # torch.save says RuntimeError when the disk is full
-        shutil.rmtree(side, ignore_errors=True)
-        raise OSError(f"no disk space left for the checkpoint at step {step}, or the disk failed ({e}); "
-                      f"the run goes on from the last whole checkpoint when started again") from e
-    for p in old:
-        shutil.rmtree(p)
-
-
-def train(cfg, prepared, start=None):
-    """Train one stage and return its results; a finished run is read, a broken-off one goes on.
+def train(cfg, prepared, start=None, watching=None):
+    """Train one stage and return its results; a finished run is read, a broken-off one goes on, to the same bytes on a CPU.
 
     Args:
         cfg: the stage's Config.
         prepared: data.Prepared for it.
         start: what to start from: a model name or folder; cfg.base if None.
+        watching: called with each line of metrics.jsonl, as a live figure is.
 
     Returns:
-        dict: steps, tokens, targets, first and last loss, seconds, tokens_per_s.
+        dict: steps, tokens, targets, first and last loss, seconds, tokens_per_s, planned and measured peak in GiB.
 
     Raises:
-        ValueError: the folder holds a run with other settings; says which differ.
+        ValueError: the folder holds a run with other inputs, and which differ; a check before step 1; a loss that is not a number, or a spike,
+            and the pack that did it. The last good checkpoint stays.
 
     Paper: Orca 2, "Training" (loss on the teacher's tokens, packing, bf16). Optimizer, learning rate and
     batch size are unpublished: ours are AdamW(0.9, 0.95), see the recipe.
     """
-    folder = cfg.folder
+    folder, start = cfg.folder, start or cfg.base
     device, dtype = models.pick(cfg.device, cfg.dtype)
-    made, weights = prepared.card["made_of"]["tokenizer"], models.weights_digest(start or cfg.base)
-    seal = {"config": cfg.settings, "data": prepared.folder.name, "tokenizer": made, "weights": weights, "dtype_used": str(dtype)}
+    if device == "cuda" and cfg.dtype == "auto" and dtype == torch.float32 and cfg.method != "full":
+        dtype = torch.float16  # a T4: an adapter in fp32 on a base that computes in fp16
+    seal = {"config": cfg.settings, "data": prepared.folder.name, "tokenizer": prepared.card["made_of"]["tokenizer"],
+            "weights": models.weights_digest(start), "dtype_used": str(dtype)}
     seal = json.loads(json.dumps(seal))  # what the run depends on: if any of it changed, it does not go on
-    if (folder / "config.json").exists() and (old := read_json(folder / "config.json"))["seal"] != seal:
-        was, now = ({**s["config"], **s, "config": None} for s in (old["seal"], seal))
-        raise ValueError(f"{folder} holds a run with other inputs ({', '.join(f'{k}: {was.get(k)!r} -> {v!r}' for k, v in now.items() if was.get(k) != v)}); "
-                         "choose another out, or delete that folder")
+    if (folder / "config.json").exists() and (old := read_json(folder / "config.json")["seal"]) != seal:
+        raise ValueError(f"{folder} holds a run with other inputs ({checkpoint.differences(old, seal)}); choose another out, or delete that folder")
     if cfg.finished:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # which a kill at the very end left
         return read_json(folder / "results.json")
-    record, cfg = cfg, replace(cfg, steps=prepared.steps)  # what epochs came to
-    model, tokenizer, origin = models.load(start or cfg.base, dtype, device, cfg.template)
-    if made != (own := chatml.fingerprint(tokenizer)):
-        raise ValueError(f"{prepared.folder} was made with another tokenizer or template ({made}, the model's is {own}); "
+    record, cfg, tracker = cfg, replace(cfg, steps=prepared.steps), watch.Tracker(cfg)  # steps: what epochs came to
+    kind, shape = attention.kind_of(cfg, device, dtype), forecast.shape_of(start)
+    planned, peak_rate = forecast.forecast(cfg, shape, prepared, device), forecast.rate(device, dtype)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    torch.manual_seed(cfg.seed)  # an adapter's first weights, and what it drops
+    model, tokenizer, origin = models.load(start, dtype, device, cfg.template) if cfg.method == "full" else adapter.load(cfg, start, dtype, device)
+    if seal["tokenizer"] != (own := chatml.fingerprint(tokenizer)):
+        raise ValueError(f"{prepared.folder} was made with another tokenizer or template ({seal['tokenizer']}, the model's is {own}); "
                          "prepare the rows again with this model")
-    preflight(models.isolate(model), prepared, tokenizer, cfg, folder)
+    preflight(attention.arrange(model, cfg, kind), prepared, tokenizer, cfg, folder, kind, planned)
+    saved = checkpoint.last(folder, seal)  # one of other inputs is refused before config.json says that this run is theirs
     write_json(folder / "config.json", {
-        **to_json(record), "seal": seal, "origin": origin, "dtype_used": str(dtype), "device_used": device,
+        **to_json(record), "seal": seal, "origin": origin, "dtype_used": str(dtype), "device_used": device, "attention_used": kind, "planned": planned,
         "versions": {p: version(p) for p in ("orcalab", "torch", "transformers")} | {"python": platform.python_version()}})
-    masters, done = Masters(model, cfg, models.pad_rows(model, tokenizer)), 0
-    if saved := checkpoints(folder):
-        state = read_json(saved[-1] / "state.json")
-        if state["seal"] != digest(seal):
-            raise ValueError(f"{saved[-1]} belongs to a run with other inputs; delete it to start afresh")
-        masters.load(torch.load(saved[-1] / "state.pt", map_location=device, weights_only=True))
-        done = state["step"]
-    metrics = folder / "metrics.jsonl"
-    lines = metrics.read_text().splitlines()[:done] if metrics.exists() else []
+    optimizer, done, metrics = Optimizer(model, cfg, models.pad_rows(model, tokenizer)), 0, folder / "metrics.jsonl"
+    if saved:
+        tensors, note = saved
+        optimizer.load({k: t for k, t in tensors.items() if not k.startswith("rng.")})
+        checkpoint.set_rng(tensors)
+        done = note["step"]
+    lines = [json.loads(x) for x in metrics.read_text().splitlines()[:done]] if metrics.exists() else []
     if len(lines) < done:
         raise ValueError(f"{metrics} has {len(lines)} lines, the checkpoint is of step {done}: delete {folder} to start afresh")
     side = metrics.with_suffix(".part")
-    side.write_text("".join(line + "\n" for line in lines))
+    side.write_text("".join(json.dumps(line) + "\n" for line in lines))
     side.replace(metrics)
-    with open(metrics, "a", encoding="utf-8") as log, Progress(cfg.steps, f"train {cfg.name}") as bar:
+    lowest = min([x["held_out"] for x in lines if "held_out" in x], default=float("inf"))
+    with watch.memory(cfg, planned), open(metrics, "a", encoding="utf-8") as log, Progress(cfg.steps, f"train {cfg.name}") as bar:
         bar.resume(done)
         for step in range(done, cfg.steps):
-            begun = time.time()
-            packed = prepared.packs(step * cfg.packs_per_step, (step + 1) * cfg.packs_per_step)
-            num_targets, total, tokens = packed.num_targets, 0.0, int((packed.segment >= 0).sum())
+            begun, first, lr = time.time(), step * cfg.packs_per_step, learning_rate(cfg, step)
+            members = [list(pack) for pack in prepared.plan[first : first + cfg.packs_per_step]]
+            packed = prepared.packs(first, first + cfg.packs_per_step)
+            num_targets, tokens, each = packed.num_targets, int((packed.segment >= 0).sum()), []
+            divide = num_targets if dtype == torch.float16 else 1  # of a sum: a mean's gradients would be too small for fp16
+            optimizer.begin(lr, divide)
             for at in range(0, cfg.packs_per_step, cfg.batch_size):
-                ids, position, labels, lengths = batch_of(packed, list(range(at, at + cfg.batch_size)), device)
-                loss, _ = models.loss_sum(model, ids, position, lengths, labels)
-                (loss / num_targets).backward()
-                total += loss.item()
-            if not math.isfinite(total):
-                raise ValueError(f"the loss is {total} at step {step + 1}; lower lr ({cfg.lr}), in another out")
-            lr = learning_rate(cfg, step)
-            norm, seconds = masters.step(lr, cfg.clip), time.time() - begun
-            line = {"step": step + 1, "loss": total / num_targets, "lr": lr, "grad_norm": norm, "tokens": tokens,
-                    "targets": num_targets, "seconds": seconds}
+                ids, position, labels, apart = attention.batch_of(packed, list(range(at, at + cfg.batch_size)), device, kind)
+                loss, per_target = losses.loss_sum(model, ids, position, apart, labels)
+                each.append((loss.detach(), per_target.detach()))
+                if cfg.update == "step" or torch.isfinite(loss):  # otherwise the weights would be gone
+                    (loss / (num_targets / divide)).backward()
+                    optimizer.gather()
+            total = sum(loss.item() for loss, _ in each)
+            by, per_pack = watch.by_tag(prepared, members, packed, torch.cat([t for _, t in each]).float().cpu().numpy())
+            wrong = watch.trouble(cfg, total / num_targets, [x["loss"] for x in lines])
+            norm = float("nan") if wrong else optimizer.step()
+            if not wrong and norm != norm or norm == float("inf"):
+                wrong = f"is {total / num_targets:.2f}, but its gradient is {norm}"
+            if wrong:
+                raise ValueError(f"the loss {wrong} at step {step + 1}: {watch.suspects(prepared, members, per_pack, first)}. Look at these rows; lower lr ({cfg.lr}) "
+                                 f"or raise spike ({cfg.spike:g}), in another out; the last good checkpoint is in {folder / 'checkpoints'}")
+            seconds = time.time() - begun
+            work = forecast.flops(shape, tokens, num_targets, [len(prepared.examples[i][0]) for m in members for i in m], cfg.method)
+            line = {"step": step + 1, "loss": total / num_targets, "lr": lr, "grad_norm": norm, "tokens": tokens, "targets": num_targets, "seconds": seconds,
+                    "tokens_per_s": tokens / seconds, "targets_per_s": num_targets / seconds, "mfu": work / seconds / peak_rate, "lost_updates": optimizer.lost,
+                    "peak_gib": peak_gib(device), "by": by}
+            if cfg.eval_every and ((step + 1) % cfg.eval_every == 0 or step + 1 == cfg.steps):
+                line |= watch.look(model, prepared, tokenizer, cfg, kind)
             log.write(json.dumps(line) + "\n")
             log.flush()
+            lines.append(line)
+            tracker.log(line)
+            if watching:
+                watching(line)
             bar.advance(1, f"loss {line['loss']:.3f}, {tokens / seconds:.0f} tokens/s, {num_targets / seconds:.0f} targets/s")
-            if (step + 1) % cfg.save_every == 0 and step + 1 < cfg.steps:
-                save_checkpoint(folder, step + 1, masters, digest(seal))
+            better, lowest = line.get("held_out", lowest) < lowest, min(lowest, line.get("held_out", lowest))
+            better = better and cfg.final == "best"
+            if better or (step + 1) % cfg.save_every == 0 and step + 1 < cfg.steps:
+                os.fsync(log.fileno())  # never fewer lines than the checkpoint has steps
+                checkpoint.save(folder, step + 1, {**optimizer.state(), **checkpoint.rng()}, {"step": step + 1, "seal": seal}, cfg.keep, better)
+    tracker.close()
+    if cfg.final == "best" and (saved := checkpoint.best(folder, seal)):
+        optimizer.load({k: t for k, t in saved[0].items() if not k.startswith("rng.")})
     model.set_attn_implementation("sdpa")
-    models.save(folder / "model", model, tokenizer)
-    results = summary(metrics)
+    merged = models.save(folder / "model", model, tokenizer) if cfg.method == "full" else adapter.finish(folder, model, tokenizer, cfg)
+    results = {**summary(lines), "planned_gib": planned["peak_gib"], "peak_gib": peak_gib(device), **({"merged": merged} if merged else {})}
     write_json(folder / "results.json", results)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return results
 
 
-def summary(metrics):
-    """Sum up a metrics.jsonl: steps, tokens, targets, first and last loss (means of up to three steps), tokens/s."""
-    lines = [json.loads(line) for line in Path(metrics).read_text().splitlines()]
+def peak_gib(device):
+    """Return the most memory so far, in GiB: of tensors on a GPU, of the process on a CPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    import resource  # not on Windows
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if platform.system() == "Darwin" else 2**20)
+
+
+def summary(lines):
+    """Sum up the lines of a metrics.jsonl: steps, tokens, targets, first and last loss (means of up to three steps), tokens/s."""
     mean = lambda part: sum(x["loss"] for x in part) / len(part)
     part = max(1, min(3, len(lines) // 2))
     total = {k: sum(x[k] for x in lines) for k in ("tokens", "targets", "seconds")}
-    return {"steps": len(lines), **total, "first_loss": mean(lines[:part]), "last_loss": mean(lines[-part:]),
-            "tokens_per_s": total["tokens"] / total["seconds"]}
+    looks = [x for x in lines if "held_out" in x]
+    return {"steps": len(lines), **total, "first_loss": mean(lines[:part]), "last_loss": mean(lines[-part:]), "tokens_per_s": total["tokens"] / total["seconds"],
+            **({"held_out": looks[-1]["held_out"], "stops": looks[-1]["stops"]} if looks else {})}

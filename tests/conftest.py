@@ -43,6 +43,16 @@ def recipe(tmp_path):
     return recipes.get("smoke", out=str(tmp_path / "out"), dtype="fp32", device="cpu", seq_len=1024)
 
 
+@pytest.fixture
+def stage(recipe):
+    """(cfg, prepared) of a stage with short packs; changes are given as keywords."""
+    from orcalab import corpus, model
+    def make(name="stage2_chatgpt", **changes):
+        cfg = recipe.stage(name, **{"seq_len": 512, "start": "base", **changes})
+        return cfg, corpus.prepare(recipe, cfg, model.load_tokenizer("tiny-random", cfg.template))
+    return make
+
+
 @pytest.fixture(scope="session")
 def flan():
     """The folder of real FLAN CoT files; a test that needs it is skipped where it is missing."""

@@ -123,7 +123,34 @@ def test_the_control_differs_from_stage_three_in_the_answers_alone():
         assert all(part in rec.doc for part in ("Paper:", "Departs:", "Cost:", "Result:"))
 
 
+def differs(a, b):
+    """Which settings of the stages differ between two recipes, and how: {field: (values of b)}."""
+    out = {}
+    for x, y in zip(recipes.get(a).stages, recipes.get(b).stages, strict=True):
+        for k, v in config.to_json(y).items():
+            if config.to_json(x)[k] != v and k != "out":
+                out.setdefault(k, set()).add(v)
+    return out
+
+
+def test_the_gpu_recipes_are_their_difference_from_the_papers_own():
+    paper = recipes.get("orca2_7b")
+    assert [s.epochs for s in paper.stages] == [1, 3, 4] and {s.seq_len for s in paper.stages} == {4096} and {s.steps for s in paper.stages} == {0}
+    assert differs("orca2_7b", "a100") == {"optimizer": {"adamw_bf16_sr"}, "recompute": {1}, "batch_size": {2}, "accum": {32}, "held_out": {256}, "eval_every": {200}, "final": {"best"}}
+    assert differs("a100", "a100_13b") == {"base": {"meta-llama/Llama-2-13b-hf"}, "optimizer": {"adamw_8bit"}, "update": {"backward"}, "clip": {0.0}, "batch_size": {4}, "accum": {1}, "lr": {5e-6}}
+    assert differs("a100", "small_gpu") == {"method": {"qlora"}, "optimizer": {"adamw"}, "lr": {2e-4}, "seq_len": {2048}, "batch_size": {1}, "accum": {16}, "scale": {0.01, 0.005}}
+    for name in ("a100", "a100_13b", "small_gpu"):
+        rec = recipes.get(name)
+        assert rec.base == rec.stages[0].base and all(part in rec.doc for part in ("Paper:", "Departs:", "Cost:", "Result:")) and {s.packs_per_step for s in rec.stages} <= {64, 16, 4}
+
+
 @pytest.mark.parametrize("call, message", [
+    (lambda: Config(update="backward"), "update is 'backward', where no gradient outlives its use: it needs accum 1 and clip 0, got accum 1 and clip 1.0"),
+    (lambda: Config(update="backward", clip=0.0, accum=2), "got accum 2 and clip 0.0"),
+    (lambda: Config(eval_every=5), "held-out loss needs held_out and eval_every, got 0 and 5"),
+    (lambda: Config(final="best"), "held-out loss needs held_out and eval_every, got 0 and 0"),
+    (lambda: Config(optimizer="adamw8bit"), "no optimizer named 'adamw8bit'; did you mean 'adamw_8bit'"),
+    (lambda: Config(lora_dropout=1.5), "lora_dropout is a share between 0 and 1, got 1.5"),
     (lambda: recipes.get("smoek"), "no recipe named 'smoek'; did you mean 'smoke'"),
     (lambda: recipes.get("smoke", leraning_rate=1), "no parameter named 'leraning_rate'"),
     (lambda: recipes.get("smoke", stages=()), "no parameter named 'stages'"),

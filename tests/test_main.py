@@ -162,3 +162,31 @@ def test_a_misspelt_message_is_said_before_anybody_is_asked(tmp_path, capsys):
     assert "no strategy named 'emty'; did you mean 'empty'?" in capsys.readouterr().err and not (tmp_path / "out").exists()
     assert cli.main(["evaluate", "--recipe", "smoke", "--out", str(tmp_path / "out")]) == 0
     assert f"no student is trained in {tmp_path / 'out'}, so the base model alone is asked" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------- plan
+
+def test_a_plan_is_what_then_runs(tmp_path, capsys):
+    given = ["--recipe", "smoke", "--stage", "stage1_flan", "--out", str(tmp_path), "--device", "cpu"]
+    assert cli.main(["plan", *given]) == 0
+    said = capsys.readouterr().out
+    assert not (tmp_path / "stage1_flan").exists() and "is trained" not in said  # nothing was trained
+    steps, tokens, targets = (int(x.replace(",", "")) for x in re.search(r"([\d,]+) steps of .*: ([\d,]+) tokens, ([\d,]+) targets", said).groups())
+    assert cli.main(["train", *given]) == 0
+    done = config.read_json(tmp_path / "stage1_flan" / "results.json")
+    assert (done["steps"], done["tokens"], done["targets"]) == (steps, tokens, targets)
+    capsys.readouterr()
+    assert cli.main(["plan", *given]) == 0
+    assert re.search(rf"stage1_flan is trained: {done['peak_gib']:.2f} GiB at its peak, {done['planned_gib']:.2f} were planned; 0\.00 hours", capsys.readouterr().out)
+
+
+def test_a_plan_needs_neither_weights_nor_corpora_nor_a_gpu(tmp_path, capsys):
+    assert cli.main(["plan", "--recipe", "a100_13b", "--on", "A100-80", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("13,016 M weights") == 3 and said.count("of 78.7") == 3 and "does not fit" not in said
+    assert "estimated: examples of 758 tokens (Orca 1: 2.7 in a pack of 2,048), half of them targets, 3,200,000 rows" in said
+    assert "exact, once the rows are prepared: orcalab prepare --recipe a100_13b" in said
+    assert cli.main(["plan", "--recipe", "orca2_7b", "--on", "A100-80", "--out", str(tmp_path)]) == 0
+    assert "does not fit: stage1_flan needs" in capsys.readouterr().out  # fp32 masters are for several cards
+    assert cli.main(["plan", "--recipe", "a100", "--on", "A1000", "--out", str(tmp_path)]) == 2
+    assert "no device named 'A1000'; did you mean 'A100-80'" in capsys.readouterr().err

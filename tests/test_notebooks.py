@@ -1,4 +1,4 @@
-"""The twelve notebooks run, in order, through the same command that a user types; what is done is not done again."""
+"""The notebooks run, in order, through the same command that a user types; what is done is not done again."""
 
 import os
 import re
@@ -43,7 +43,7 @@ def corridor(tmp_path_factory):
 def test_the_smoke_recipe_runs_every_notebook(corridor):
     out, printed, seconds = corridor
     assert [p.name for p in sorted((out / "notebooks").iterdir())] == [p.name for p in NOTEBOOKS]  # no log, no half-written file
-    assert re.findall(r"^\[ *\d+/12\] (\w+)", printed, re.M) == [p.stem for p in NOTEBOOKS]
+    assert re.findall(rf"^\[ *\d+/{len(NOTEBOOKS)}\] (\w+)", printed, re.M) == [p.stem for p in NOTEBOOKS]
     assert seconds < 300  # under two minutes on a machine of its own (LOG.md); here other tests run too, and this is a guard against hanging
 
 
@@ -54,6 +54,20 @@ def test_the_executed_copies_hold_results_and_no_error(corridor):
         assert "error" not in kinds and "stream" in kinds and all(c["execution_count"] for c in cells if c["source"])
         streams = "".join("".join(o["text"]) for c in cells for o in c["outputs"] if o["output_type"] == "stream" and o["name"] == "stderr")
         assert "Warning" not in streams, f"{path.name}: {streams[-500:]}"
+
+
+def test_a_run_is_drawn_once_in_an_executed_copy_however_many_steps_it_took(corridor):
+    for name, calls in (("06_stage1_flan", 1), ("07_stage2_chatgpt", 1), ("08_stage3_gpt4", 1), ("13_small_gpu", 1)):
+        cells = [c for c in config.read_json(corridor[0] / "notebooks" / f"{name}.ipynb")["cells"] if c["cell_type"] == "code"]
+        figures = lambda c: sum("application/vnd.plotly.v1+json" in o.get("data", {}) for o in c["outputs"])
+        assert [figures(c) for c in cells if "watching=show.Live(" in "".join(c["source"])] == [0] * calls
+        assert [figures(c) for c in cells if "show.training(" in "".join(c["source"])] == [1] * calls
+
+
+def test_the_small_gpu_notebook_leaves_an_adapter_and_the_model_it_makes(corridor):
+    folder = corridor[0] / "small_gpu"
+    assert (folder / "adapter" / "adapter_model.safetensors").exists() and config.read_json(folder / "config.json")["method"] == "qlora"
+    assert config.read_json(folder / "results.json")["merged"]["relative"] < 0.1
 
 
 def test_the_corridor_leaves_students_answers_and_a_report(corridor):

@@ -66,6 +66,17 @@ def test_every_command_of_the_readme_is_one_that_the_package_knows():
         assert words[1] in cli.VERBS and given.get("recipe", "laptop") in recipes.RECIPES
 
 
+def test_the_planned_peaks_are_those_of_the_forecast():
+    from orcalab import forecast
+    rows = re.findall(r"^\| `(--recipe [^`]+)` \| .* \| ([\d.?]+) GiB \| not measured \|$", README, re.M)
+    peaks = []
+    for words, said in rows:
+        given = cli.arguments(words.split(), "train")
+        cfg = recipes.get(**given).stages[0]
+        peaks.append(f"{forecast.forecast(cfg, forecast.shape_of(cfg.base), device='A100-80', rows=1000)['peak_gib']:.1f}")
+    assert len(rows) == 4 and [said for _, said in rows] == peaks
+
+
 def test_every_link_leads_somewhere():
     links = re.findall(r"\]\((?!https?:|#)([^)]+)\)", README)
     assert len(links) >= 14 and [x for x in links if not (ROOT / x.split("#")[0]).exists()] == []

@@ -1,10 +1,12 @@
 """show.py: figures from run folders and lists; nothing a model wrote becomes markup; the report needs no network."""
 
 import json
+import os
 import re
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from orcalab import chatml, packing, recipes, show
 
@@ -124,3 +126,75 @@ def test_choice_rows_names_what_was_chosen_and_by_how_much():
                                                                                          "guess-and-check": {"right": 8, "questions": 8, "tokens": 41.5, "p": 0.0156}}}}
     rows, head = show.choice_rows(found)
     assert rows == [["word-problems", "step-by-step", "own", "1 of 8", "30", "", ""], ["", "guess-and-check", "", "8 of 8", "42", "0.016", "chosen"]] and len(head) == 7
+
+
+@pytest.fixture
+def watched(tmp_path):
+    """A run at step 3 of 8, as train.train writes it: two strategies, one of them not in every step, and one look at held-out examples."""
+    folder = tmp_path / "stage2_chatgpt"
+    folder.mkdir()
+    parts = [{"a": [4.0, 4], "b": [3.0, 1]}, {"a": [8.0, 4]}, {"a": [12.0, 4], "b": [4.0, 1]}]
+    lines = [{"step": n, "loss": float(n), "lr": n * 1e-4, "grad_norm": n / 2, "tokens": 100, "targets": 5, "seconds": 2.0, "tokens_per_s": 50.0 + n, "targets_per_s": 2.5,
+              "mfu": n / 10, "lost_updates": n / 100, "peak_gib": 1.0, "by": {"source": {"x": [1.0, 5]}, "strategy": p}} for n, p in enumerate(parts, 1)]
+    lines[1] |= {"held_out": 2.5, "stops": 0.75, "answer": "4"}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    (folder / "config.json").write_text(json.dumps({"steps": 0, "planned": {"steps": 8}}))
+    return folder
+
+
+def test_training_shows_loss_by_strategy_and_held_out_and_a_panel_for_each_of_the_rest(watched):
+    fig = show.training(watched)
+    each, a, b, mean, held, norm, lr, lost, speed = fig.data
+    assert list(each.y) == [1, 2, 3] and list(mean.y) == pytest.approx([1, 1.2, 1.56]) and mean.line.color == show.COLOURS["stage2_chatgpt"]
+    assert (a.name, list(a.y)) == ("a", pytest.approx([1, 1.2, 1.56])) and (b.name, list(b.x), list(b.y)) == ("b", [1, 3], pytest.approx([3, 3.2]))
+    assert (list(held.x), list(held.y), held.hovertext[0]) == ([2], [2.5], "75% of answers end")
+    assert [list(t.y) for t in (norm, lr, lost, speed)] == [[0.5, 1, 1.5], [1e-4, 2e-4, pytest.approx(3e-4)], [0.01, 0.02, 0.03], [51, 52, 53]] and speed.hovertext[2] == "MFU 30.0%"
+    assert [t.text for t in fig.layout.annotations] == ["gradient norm before clipping: 1.5", "learning rate: 3.00e-04", "updates lost to rounding: 3.00%", "tokens a second: 53, MFU 30%"]
+    assert fig.layout.title.text.startswith("stage 2: explained<br><sup>step 3 of 8, loss 3.000, 15 targets of 300 tokens in 0.1 min") and fig.layout.xaxis.range == fig.layout.xaxis5.range == (0.5, 8.5)
+
+
+def test_training_draws_a_run_of_one_strategy_or_of_few_columns(watched, run):
+    assert "step 3 of 3, loss 3.000" in show.training(run).layout.title.text and [t.name for t in show.training(run).data if t.showlegend] == ["all, running mean"]
+    path = watched / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"b": ', '"a": '))
+    assert [t.name for t in show.training(watched).data if t.showlegend] == ["all, running mean", "held out"]
+
+
+def test_memory_stacks_what_was_planned_beside_what_was_measured():
+    weights, grads, peak = show.memory({"big": {"gradients": 12.0, "weights": 12.0}, "small": {"weights": 3.0}}, {"small": 3.5}).data
+    assert (weights.name, list(weights.x), list(weights.y)) == ("weights", [12, 3], ["big", "small"]) and list(grads.x) == [12, 0]
+    assert (peak.name, list(peak.x), list(peak.y)) == ("measured peak", [3.5], ["small"])
+    assert [t.name for t in show.memory({"big": {"weights": 12.0}}).data] == ["weights"]
+
+
+def kernel(code, **environment):
+    """Run code in a notebook's kernel and return its outputs."""
+    import nbclient
+    import nbformat
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbclient.NotebookClient(book, kernel_name="python3").execute(env={**os.environ, "PYTHONPATH": str(ROOT), **environment})
+    return [o for o in book.cells[0].outputs if o.output_type != "stream" or o.name == "stdout"]
+
+
+def test_live_redraws_one_figure_in_a_notebook_and_the_last_step_once_more(watched):
+    code = f"""from orcalab import show
+drawn, training = [], show.training
+show.training = lambda folder: drawn.append(folder) or training(folder)
+quick, slow = show.Live({str(watched)!r}, every=0), show.Live({str(watched)!r}, every=1e9)
+for n in (1, 2, 3, 8):
+    quick.next = 0  # it would rest nine tenths of the time
+    quick({{"step": n}})
+many = len(drawn)
+for n in (1, 2, 3, 8):
+    slow({{"step": n}})
+print(many, len(drawn) - many)"""
+    figures = kernel(code)
+    assert [o.output_type for o in figures] == ["display_data", "display_data", "stream"] and figures[2].text == "4 2\n"
+    assert all("step 3 of 8" in o.data["application/vnd.plotly.v1+json"]["layout"]["title"]["text"] for o in figures[:2])
+
+
+def test_live_is_silent_where_no_front_end_listens(watched, tmp_path):
+    assert kernel(f"from orcalab import show\nshow.Live({str(watched)!r})({{'step': 8}})", ORCALAB_PROGRESS=str(tmp_path / "progress")) == []
+    live = show.Live(watched)
+    live({"step": 8})
+    assert live.handle is None

@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -15,15 +14,6 @@ from conftest import ROOT
 
 from orcalab import config, corpus, data, generate, model as models, train
 from orcalab.config import Config
-
-
-@pytest.fixture
-def stage(recipe):
-    """(cfg, prepared) of a stage with short packs; changes are given as keywords."""
-    def make(name="stage2_chatgpt", **changes):
-        cfg = recipe.stage(name, **{"seq_len": 512, "start": "base", **changes})
-        return cfg, corpus.prepare(recipe, cfg, models.load_tokenizer("tiny-random", cfg.template))
-    return make
 
 
 def lines(cfg):
@@ -103,7 +93,8 @@ def test_metrics_and_results_and_config_tell_what_happened(stage):
     results = train.train(cfg, prepared)
     rows = lines(cfg)
     assert [r["step"] for r in rows] == [1, 2, 3, 4, 5]
-    assert set(rows[0]) == {"step", "loss", "lr", "grad_norm", "tokens", "targets", "seconds"}
+    assert set(rows[0]) == {"step", "loss", "lr", "grad_norm", "tokens", "targets", "seconds", "tokens_per_s", "targets_per_s", "mfu", "lost_updates", "peak_gib", "by"}
+    assert all(0 < r["mfu"] < 1.5 and 0.1 < r["peak_gib"] < 16 and abs(r["lost_updates"]) < 0.01 for r in rows)
     packed = prepared.packs()
     assert results["targets"] == sum(r["targets"] for r in rows) == packed.num_targets
     assert results["tokens"] == sum(r["tokens"] for r in rows) == int((packed.segment >= 0).sum())
@@ -121,84 +112,7 @@ def test_the_loss_goes_down(stage):
     assert results["first_loss"] > 4.5 and results["last_loss"] < 3.5
 
 
-def test_a_small_update_survives_in_the_master():
-    layer = torch.nn.Linear(4, 4, bias=False).bfloat16()
-    plain = torch.nn.Linear(4, 4, bias=False).bfloat16()
-    for m in (layer, plain):
-        torch.nn.init.ones_(m.weight)
-    masters, naive = train.Masters(layer, Config()), torch.optim.AdamW(plain.parameters(), lr=1e-4, weight_decay=0.0)
-    for n in range(1, 61):
-        for m in (layer, plain):
-            m.weight.grad = torch.ones_like(m.weight)
-        masters.step(1e-4, 1e9)
-        naive.step()
-        assert masters.masters[0].mean().item() == pytest.approx(1 - n * 1e-4, abs=1e-5) and masters.masters[0].dtype == torch.float32
-        if n == 1:
-            assert (layer.weight == 1).all()  # 0.9999 is 1 in bf16
-    assert (plain.weight == 1).all() and (layer.weight < 1).all()
-    assert torch.equal(layer.weight, masters.masters[0].bfloat16())
-
-
-def test_masters_of_an_fp32_model_are_its_weights(tiny):
-    masters = train.Masters(tiny[0], Config())
-    assert all(m is p for m, p in zip(masters.masters, masters.weights))
-    decayed, free = masters.optimizer.param_groups
-    assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in free["params"]) and free["weight_decay"] == 0
-
-
-def test_training_in_bf16_resumes_from_its_masters(stage, tokenizer):
-    cfg, _ = stage()
-    model, _, _ = models.load("tiny-random", torch.bfloat16)
-    masters = train.Masters(model, cfg)
-    for p in model.parameters():
-        p.grad = torch.full_like(p, 1e-3)
-    masters.step(1e-4, 1.0)
-    train.save_checkpoint(cfg.folder, 1, masters, "seal")
-    other, _, _ = models.load("tiny-random", torch.bfloat16)
-    again = train.Masters(other, cfg)
-    again.load(torch.load(cfg.folder / "checkpoints" / "step-000001" / "state.pt", weights_only=True))
-    for a, b in zip(masters.masters, again.masters):
-        assert torch.equal(a, b) and a.dtype == torch.float32
-    assert any(not torch.equal(m, p.float()) for m, p in zip(again.masters, again.weights))  # more than bf16 was kept
-
-
 # ------------------------------------------------------------------------------------------------ resume
-
-KILLED = """
-import sys, torch
-torch.set_num_threads(1)
-from orcalab import data, train
-from orcalab.config import Config, read_json
-cfg = Config(**read_json(sys.argv[1]))
-train.train(cfg, data.open_prepared(sys.argv[2]))
-"""
-
-
-def test_a_killed_run_goes_on_bit_for_bit(stage, tmp_path):
-    whole, prepared = stage(steps=60, save_every=6, batch_size=2)
-    train.train(whole, prepared)
-    broken = replace(whole, out=str(tmp_path / "broken"))
-    config.write_json(tmp_path / "cfg.json", config.to_json(broken))
-    job = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "cfg.json"), str(prepared.folder)],
-                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT)
-    until = time.time() + 90
-    while job.poll() is None and not train.checkpoints(broken.folder) and time.time() < until:
-        time.sleep(0.005)
-    job.kill()  # SIGKILL: nothing is caught, nothing is tidied up
-    said = job.communicate()[1].decode()
-    assert job.returncode != 0 and train.checkpoints(broken.folder), said[-2000:]
-    assert not broken.finished and not (broken.folder / "model").exists()
-    (at,) = [config.read_json(p / "state.json")["step"] for p in train.checkpoints(broken.folder)[-1:]]
-    assert 0 < at < 60 and at % 6 == 0
-    with open(broken.folder / "metrics.jsonl", "a") as f:
-        f.write('{"step": 99, "los')  # a line that the kill cut in half
-    train.train(broken, prepared)
-    a, b = (lines(c) for c in (whole, broken))
-    assert [{k: v for k, v in x.items() if k != "seconds"} for x in a] == [{k: v for k, v in x.items() if k != "seconds"} for x in b]
-    assert weights(whole.folder).keys() == weights(broken.folder).keys()
-    for name, w in weights(whole.folder).items():
-        assert torch.equal(w, weights(broken.folder)[name]), name
-
 
 def test_a_finished_run_is_read_and_not_repeated(stage):
     cfg, prepared = stage()
@@ -245,51 +159,9 @@ def test_a_learning_rate_that_is_not_a_number():
 
 def test_a_loss_that_is_not_a_number_stops_the_run(stage):
     cfg, prepared = stage(lr=1e30, clip=1e30, warmup=0, steps=6)
-    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step \d; lower lr \(1e\+30\), in another out"):
+    with pytest.raises(ValueError, match=r"the loss is .*(nan|inf) at step \d: pack \d lost .* a target; its rows: .* Look at these rows; lower lr \(1e\+30\)"):
         train.train(cfg, prepared)
     assert not (cfg.folder / "model").exists() and all(math.isfinite(x["loss"]) for x in lines(cfg))
-
-
-def test_a_start_with_broken_weights_is_refused(stage, tmp_path, tiny):
-    cfg, prepared = stage()
-    with torch.no_grad():
-        tiny[0].model.norm.weight.fill_(float("nan"))
-    models.save(tmp_path / "nan", *tiny)
-    with pytest.raises(ValueError, match="the starting model's loss is nan: its weights are broken"):
-        train.train(cfg, prepared, tmp_path / "nan")
-
-
-def test_the_preflight_sees_attention_that_leaks(stage, tiny):
-    cfg, prepared = stage()
-    model, tokenizer = tiny
-    report = train.preflight(models.isolate(model), prepared, tokenizer, cfg, cfg.folder)
-    assert report["leak"] == 0 and report["difference"] < 1e-5 and report == config.read_json(cfg.folder / "preflight.json")
-    first = prepared.rows[prepared.plan[0][0]].messages[-1]["content"]
-    assert report["targets_of_first_row"] == f"\n{first}<|im_end|>"
-    from transformers import AttentionInterface, AttentionMaskInterface
-    whole = lambda module, query, *a, lengths=None, **k: models.packed_attention(module, query, *a, lengths=[query.shape[2]], **k)
-    AttentionInterface.register("leaks", whole)  # one causal attention over the whole pack
-    AttentionMaskInterface.register("leaks", lambda *a, **k: None)
-    model.set_attn_implementation("leaks")
-    with pytest.raises(ValueError, match="packed examples see each other: loss .* packed, .* alone"):
-        train.preflight(model, prepared, tokenizer, cfg, cfg.folder)
-
-
-def test_the_preflight_sees_logits_that_are_scaled_elsewhere(stage, tiny):
-    """Granite divides its logits: packed equals alone all the same, so only the model's own forward pass can tell."""
-    from transformers import GraniteConfig, GraniteForCausalLM
-    cfg, prepared = stage()
-    small = {k: getattr(tiny[0].config, k) for k in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                                                     "num_key_value_heads", "max_position_embeddings", "pad_token_id", "eos_token_id", "bos_token_id")}
-    for scale, refused in ((1.0, False), (4.0, True)):
-        torch.manual_seed(0)
-        model = models.isolate(GraniteForCausalLM(GraniteConfig(**small, logits_scaling=scale)))
-        if refused:
-            with pytest.raises(ValueError, match="the first .* lose .* here and .* in the model's own forward pass"):
-                train.preflight(model, prepared, tiny[1], cfg, cfg.folder)
-        else:
-            report = train.preflight(model, prepared, tiny[1], cfg, cfg.folder)
-            assert abs(report["loss_first_own"] - report["loss_first"]) < 1e-4 and report["difference"] < 1e-4
 
 
 def test_lost_metrics_are_not_passed_over(stage):
@@ -303,43 +175,6 @@ def test_lost_metrics_are_not_passed_over(stage):
     (cfg.folder / "metrics.jsonl").write_text("")
     with pytest.raises(ValueError, match="metrics.jsonl has 0 lines, the checkpoint is of step 2"):
         train.train(cfg, prepared)
-
-
-def test_a_full_disk_leaves_the_checkpoint_before(stage, tiny):
-    resource = pytest.importorskip("resource", reason="file sizes can be limited on Unix alone")
-    cfg, _ = stage()
-    masters = train.Masters(tiny[0], cfg)
-    train.save_checkpoint(cfg.folder, 1, masters, "seal")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # the disk takes no file above 100 kB
-    try:
-        with pytest.raises(OSError, match="no disk space left for the checkpoint at step 2"):
-            train.save_checkpoint(cfg.folder, 2, masters, "seal")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert [p.name for p in (cfg.folder / "checkpoints").iterdir()] == ["step-000001"]
-    train.save_checkpoint(cfg.folder, 3, masters, "seal")
-    assert [p.name for p in (cfg.folder / "checkpoints").iterdir()] == ["step-000003"]  # the older one went last
-
-
-def test_a_checkpoint_of_another_run_or_half_of_one(stage, tiny):
-    cfg, prepared = stage()
-    folder = cfg.folder / "checkpoints"
-    (folder / "step-000002.part").mkdir(parents=True)
-    (folder / "step-000002.part" / "state.json").write_text("{}")
-    (folder / "step-000001").mkdir()
-    assert train.checkpoints(cfg.folder) == []
-    train.save_checkpoint(cfg.folder, 3, train.Masters(tiny[0], cfg), "another")
-    with pytest.raises(ValueError, match="step-000003 belongs to a run with other inputs; delete it to start afresh"):
-        train.train(cfg, prepared)
-
-
-def test_learning_rate_at_its_corners():
-    cfg = Config(lr=1.0, steps=12, warmup=2)
-    assert [train.learning_rate(cfg, s) for s in (0, 1, 2, 7)] == [0.5, 1.0, 1.0, pytest.approx(0.55)]
-    assert 0.1 < train.learning_rate(cfg, 11) < 0.13 and train.learning_rate(replace(cfg, warmup=0), 0) == 1.0
-    assert [train.learning_rate(replace(cfg, schedule="constant"), s) for s in (0, 2, 11)] == [0.5, 1.0, 1.0]
-    assert train.learning_rate(replace(cfg, steps=1, warmup=1), 0) == 1.0
 
 
 # --------------------------------------------------------------------------------------- tokens and templates

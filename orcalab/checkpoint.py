@@ -1,0 +1,179 @@
+"""Checkpoints: what a run needs to go on, written whole or not at all, and proved whole when it is read. Nothing is pickled.
+
+    <folder>/checkpoints/step-000020/state.safetensors    tensors by name
+                                     state.json           the caller's note and the step, whether it is the best, size and SHA-256 of the tensors, digest of all this
+
+The best checkpoint is the newest that was saved with best=True. The mark is a part of the checkpoint and comes onto the disk in the same renaming, so that no
+kill can part them.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from orcalab.config import digest, read_json, write_json
+
+TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32",
+         torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}  # safetensors' names for them
+
+
+def rng():
+    """Return where torch's random numbers stand, {name: uint8 tensor}: the CPU's and, if CUDA is in use, those of each device."""
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {"rng.cpu": torch.get_rng_state()} | {f"rng.cuda.{i}": state for i, state in enumerate(devices)}
+
+
+def set_rng(tensors):
+    """Put torch's random numbers where they stood at `rng`; other names are passed over, and so are devices that are not here."""
+    torch.set_rng_state(tensors["rng.cpu"])
+    for i in range(torch.cuda.device_count()):
+        if (state := tensors.get(f"rng.cuda.{i}")) is not None:
+            torch.cuda.set_rng_state(state, i)
+
+
+def kept(folder):
+    """Return the folders of a run's checkpoints, oldest first."""
+    return sorted((p for p in (Path(folder) / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name)), key=lambda p: int(p.name[5:]))
+
+
+def write_tensors(path, tensors):
+    """Write a safetensors file and return its SHA-256. One tensor at a time is in the host's memory; safetensors' own save_file brings all of them there,
+    and refuses those that share storage or are not contiguous, which here are written out."""
+    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))  # wide types first, so that each begins at a multiple of its size
+    head, end, seal = {}, 0, hashlib.sha256()
+    for name, t in tensors.items():
+        head[name] = {"dtype": TYPES[t.dtype], "shape": list(t.shape), "data_offsets": [end, end := end + t.numel() * t.element_size()]}
+    text = json.dumps(head).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as f:
+        for t in (None, *tensors.values()):
+            data = len(text).to_bytes(8, "little") + text if t is None else t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            f.write(data)
+            seal.update(data)
+    return seal.hexdigest()
+
+
+def sync(*paths):
+    """Wait until files and folders are on the disk; Windows offers no such wait for a folder."""
+    for path in paths if os.name == "posix" else ():
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def save(folder, step, tensors, note, keep=2, best=False):
+    """Write a checkpoint to the side, wait for the disk, rename it, and only then remove those before the last `keep`, but never the best.
+
+    Args:
+        folder: the run's folder.
+        step: steps done; larger than that of any checkpoint there.
+        tensors: {name: tensor}, on any device.
+        note: what JSON can hold, with the run's seal under "seal".
+        best: whether this is the best so far.
+
+    Raises:
+        OSError: the disk is full or failed; older checkpoints are as they were.
+    """
+    target = Path(folder) / "checkpoints" / f"step-{step:06d}"
+    side = target.with_suffix(".part")
+    for left in target.parent.glob("*.part"):  # by a kill
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        side.mkdir(parents=True)
+        file = side / "state.safetensors"
+        state = {"note": {**note, "step": step}, "best": best, "sha256": write_tensors(file, tensors), "bytes": file.stat().st_size}
+        write_json(side / "state.json", {**state, "digest": digest(json.loads(json.dumps(state)), 64)})  # of what will be read
+        sync(file, side / "state.json", side)
+        side.replace(target)
+        sync(target.parent)
+    except OSError as e:
+        shutil.rmtree(side, ignore_errors=True)
+        raise OSError(f"no disk space left for the checkpoint at step {step}, or the disk failed ({e}); "
+                      f"the run goes on from the last whole checkpoint when started again") from e
+    old = kept(folder)
+    spared = [*old[-keep:], *[p for p in old if marked(p)][-1:]]
+    for path in set(old) - set(spared):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def state_of(path):
+    """Return a checkpoint's state.json; raise a ValueError unless it is what was written."""
+    try:
+        state = read_json(path / "state.json")
+        if state.pop("digest") != digest(state, 64):
+            raise ValueError("it is not what was written")
+        return state
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as e:
+        raise ValueError(f"state.json cannot be trusted ({e})") from e
+
+
+def marked(path):
+    """Tell whether a checkpoint was saved as the best."""
+    try:
+        return state_of(path)["best"]
+    except ValueError:
+        return False
+
+
+def proved(path):
+    """Return a checkpoint's state.json; raise a ValueError unless that and the tensors beside it are what was written."""
+    state, file = state_of(path), path / "state.safetensors"
+    try:
+        if (size := file.stat().st_size) != state["bytes"]:
+            raise ValueError(f"{file.name} has {size} of {state['bytes']} bytes")
+        with open(file, "rb") as f:
+            if hashlib.file_digest(f, "sha256").hexdigest() != state["sha256"]:
+                raise ValueError(f"{file.name} is not what was written (its SHA-256 is another)")
+    except OSError as e:
+        raise ValueError(f"{file.name} cannot be read ({e})") from e
+    return state
+
+
+def differences(was, now, name="seal"):
+    """Say where two nested dictionaries differ; empty if nowhere.
+
+    >>> differences({"config": {"lr": 0.0003, "seed": 0}, "weights": "a"}, {"config": {"lr": 0.001, "seed": 0}, "weights": "b"})
+    "lr: 0.0003 -> 0.001, weights: 'a' -> 'b'"
+    """
+    if isinstance(was, dict) and isinstance(now, dict):
+        return ", ".join(filter(None, (differences(was.get(k), now.get(k), k) for k in {**was, **now})))
+    return "" if was == now else f"{name}: {was!r} -> {now!r}"
+
+
+def newest(paths, seal):
+    """Return (tensors, note) of the last of `paths` that is whole, or None; one that is not gets another name, and a printed line that says why."""
+    for path in reversed(paths):
+        try:
+            state = proved(path)
+        except ValueError as e:
+            aside = path.with_suffix(".broken")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.replace(aside)
+            print(f"{path} is passed over: {e}; it is now {aside.name}", flush=True)
+            continue
+        if odd := differences(state["note"].get("seal"), json.loads(json.dumps(seal))):
+            raise ValueError(f"{path} belongs to a run with other inputs ({odd}); choose another out, or delete that folder")
+        return load_file(path / "state.safetensors"), state["note"]
+    return None
+
+
+def last(folder, seal):
+    """Return (tensors, note) of a run's newest whole checkpoint, on the CPU, or None; `note` also says the step. A broken one is passed over with a printed line.
+
+    Raises:
+        ValueError: its seal is not `seal`; says what differs.
+    """
+    return newest(kept(folder), seal)
+
+
+def best(folder, seal):
+    """Return (tensors, note) of the newest whole checkpoint that was saved as the best, as `last` does."""
+    return newest([p for p in kept(folder) if marked(p)], seal)
