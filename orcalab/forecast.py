@@ -4,6 +4,7 @@ The formulas count what this package's rooms do with a model of Llama's form; te
 """
 
 import re
+import textwrap
 import time
 from functools import lru_cache
 from pathlib import Path
@@ -17,11 +18,11 @@ from orcalab.config import change, nearest
 
 GIB = 2**30
 KINDS = ("weights", "adapter", "masters", "optimizer", "gradients", "activations", "loss", "temporary", "process")
-BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
-ROW = 758  # tokens: Orca 1 (section 3.1 on training) has 2.7 examples in a pack of 2,048
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+ROW = 758  # tokens of an example, where rows are not here: Orca 1 packs 2.7 of them into 2,048
 MFU = {"full": 0.5, "lora": 0.45, "qlora": 0.45}  # share of the peak rate that we assume to reach
-PROCESS = 0.5  # GiB of Python, torch and the libraries in it on a CPU, measured
-HEAP = 0.15  # share of the tensors that the allocator of a CPU holds on top, measured
+PROCESS = 0.53  # GiB of Python, torch and other libraries on a CPU, measured
+HEAP = 0.2  # share of the tensors that the C library holds beside them on a CPU (attention.keep_pages), measured
 CONTEXT = 0.5  # GiB that CUDA takes for itself, and torch does not count
 # Dense peak of the tensor cores in 16 bits and of plain fp32, FLOP/s, from the makers' data sheets; GiB that torch finds there; whether it has bf16
 DEVICES = {"A100-40": (312e12, 19.5e12, 39.4, True), "A100-80": (312e12, 19.5e12, 79.2, True), "H100": (989e12, 67e12, 79.2, True), "H100-PCIe": (756e12, 51e12, 79.2, True),
@@ -89,32 +90,30 @@ def named(device):
     here = device in ("cpu", "cuda")
     name = torch.cuda.get_device_name() if device == "cuda" else device
     if not here and not known(name):
-        raise ValueError(f"no device named {device!r}{nearest(device, [*DEVICES, 'cpu', 'cuda'])}")
+        raise ValueError(f"no device named {device!r}{nearest(device, [n for n in DEVICES if n.startswith(device)] or [*DEVICES, 'cpu', 'cuda'])}")
     return known(name) or name, here
 
 
 @lru_cache
 def rate(device, dtype="bf16"):
-    """Return a device's peak FLOP/s in a compute type (a name or torch's): as its maker has it, or measured in a moment where that is not written down.
+    """Return a device's peak FLOP/s in a compute type (a name or torch's): its maker's, or what matrix products reach in a moment where none is written down.
 
     Raises:
-        ValueError: the device has no name here, or lacks the type; says what to take.
+        ValueError: no such device, or one that lacks the type; says what to take.
     """
-    name, _ = named(device)
-    kind = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}.get(dtype, dtype)
+    (name, _), dtype = named(device), TYPES.get(dtype, dtype)
     if name in DEVICES:
         half, single, _, has_bf16 = DEVICES[name]
-        if kind == "bf16" and not has_bf16:
+        if dtype == torch.bfloat16 and not has_bf16:
             raise ValueError(f"{name} has no instructions for bf16: choose dtype fp16")
-        return single if kind == "fp32" else half
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[kind]
-    a, b = (torch.ones(s, device=device, dtype=dtype) for s in (((2048, 576), (576, 1536)) if device == "cpu" else ((8192, 8192), (8192, 8192))))
-    times = []
+        return single if dtype == torch.float32 else half
+    rows, width, out = (2048, 576, 1536) if device == "cpu" else (8192, 8192, 8192)  # the first is the laptop student's
+    a, b, times = torch.ones(rows, width, device=device, dtype=dtype), torch.ones(width, out, device=device, dtype=dtype), []
     for _ in range(12):  # the first ones warm up
         begun = time.perf_counter()
         (a @ b)[0, 0].item()
         times.append(time.perf_counter() - begun)
-    return 2 * a.shape[0] * a.shape[1] * b.shape[1] / min(times)
+    return 2 * rows * width * out / min(times)
 
 
 def room(device):
@@ -150,7 +149,7 @@ def flops(shape, tokens, targets, lengths, method="full", adapter=0):
 
 
 def adapter_of(shape, cfg):
-    """Return (weights, linear layers that have them) of a stage's adapter: rank x (in + out) for each, and the rows of a template's new tokens."""
+    """Return how many weights a stage's adapter has, without the few rows of new tokens: rank x (in + out) for each linear layer; 0 if all weights learn."""
     if cfg.method == "full":
         return 0
     w, q, kv, inner = shape.width, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.inner
@@ -159,29 +158,27 @@ def adapter_of(shape, cfg):
 
 
 def work(cfg, prepared=None, rows=0):
-    """Return what a stage goes through: {"steps", "tokens", "targets", "epochs", "lengths", "batch", "how"}; `batch` is the largest (tokens, targets, squares).
+    """Return what a stage goes through: steps, tokens, targets, epochs, `lengths` of all examples, `batch`, and `how` it was estimated ("" if it is exact).
 
-    Exact if its rows are prepared. If not, and for as many rows as a mixture is expected to have, examples are taken to have 758 tokens (Orca 1), half of them targets.
+    `batch` is the largest forward pass: (tokens, targets, sum of squared lengths of examples of at most 512 tokens). Where rows are not here, examples are
+    taken to have 758 tokens, as in Orca 1, and half of them to be targets.
     """
-    per_step = cfg.packs_per_step
     if prepared:
-        ends = prepared.plan.ends[: prepared.steps * per_step]
-        members = prepared.plan.members[: ends[-1]]
-        starts = [np.concatenate([[0], e[:-1]]) for _, e, _ in prepared.examples.values]
-        lengths = np.concatenate([e - s for (_, e, _), s in zip(prepared.examples.values, starts)])
-        learned = np.concatenate([np.add.reduceat(m.view(np.int8), s, dtype=np.int64) - m[s] for (_, _, m), s in zip(prepared.examples.values, starts)])  # nothing comes before the first token
-        packs = np.concatenate([[0], ends[:-1]])
-        batch = lambda x: int(np.add.reduceat(x, packs).reshape(-1, cfg.batch_size).sum(1).max())
-        lengths, learned = lengths[members].astype(np.int64), learned[members]
-        short = np.where(lengths <= 512, lengths, 0) ** 2
-        return {"steps": len(ends) // per_step, "tokens": int(lengths.sum()), "targets": int(learned.sum()), "epochs": len(members) / len(prepared.examples),
-                "lengths": lengths, "batch": [batch(x) for x in (lengths, learned, short)], "how": ""}
-    long = min(ROW, cfg.seq_len)
+        ends = prepared.plan.ends[: prepared.steps * cfg.packs_per_step]
+        members, first, parts = prepared.plan.members[: ends[-1]], np.concatenate([[0], ends[:-1]]), []
+        for _, end, mask in prepared.examples.values:
+            at = np.concatenate([[0], end[:-1]])
+            parts.append((end - at, np.add.reduceat(mask.view(np.int8), at, dtype=np.int64) - mask[at]))  # nothing comes before an example's first token
+        lengths, learned = (np.concatenate(x)[members] for x in zip(*parts))
+        batch = [int(np.add.reduceat(x, first).reshape(-1, cfg.batch_size).sum(1).max()) for x in (lengths, learned, np.where(lengths <= 512, lengths, 0) ** 2)]
+        return {"steps": prepared.steps, "tokens": int(lengths.sum()), "targets": int(learned.sum()), "epochs": len(members) / len(prepared.examples),
+                "lengths": lengths, "batch": batch, "how": ""}
     if not cfg.steps and not rows:
         raise ValueError(f"{cfg.name} goes through its rows {cfg.epochs} times, and they are not here: prepare them first, or give steps")
+    long, batch = min(ROW, cfg.seq_len), cfg.batch_size * cfg.seq_len
     steps = cfg.steps or max(1, round(rows * cfg.epochs * long / cfg.tokens_per_step))
-    tokens, batch = steps * cfg.tokens_per_step, cfg.batch_size * cfg.seq_len
-    how = f"examples of {long} tokens (Orca 1: 2.7 in a pack of 2,048), half of them targets" + (f", {rows:,} rows" if not cfg.steps else "")
+    tokens = steps * cfg.tokens_per_step
+    how = f"{'' if cfg.steps else f'{rows:,} '}rows of {long} tokens (Orca 1: 2.7 in a pack of 2,048), half of them targets"
     return {"steps": steps, "tokens": tokens, "targets": tokens // 2, "epochs": tokens / (rows * long) if rows else 0.0,
             "lengths": np.full(max(1, tokens // long), long), "batch": [batch, batch // 2, batch * long if long <= 512 else 0], "how": how}
 
@@ -189,12 +186,9 @@ def work(cfg, prepared=None, rows=0):
 # ------------------------------------------------------------------------------------------------- memory
 
 def layer(shape, cfg, b, batch, alone, fast):
-    """Return the bytes that autograd keeps of one decoder layer for a batch.
+    """Return the bytes that autograd keeps of one decoder layer; `b` bytes in the compute type.
 
-    Args:
-        b: bytes in the compute type.
-        alone: whether examples are computed one after the other (attention "documents"), which keeps the scores of those of at most 512 tokens.
-        fast: whether the layer is compiled; then what costs little is computed again instead of kept.
+    `alone`: examples one after the other (attention "documents"), which keeps the scores of short ones. `fast`: compiled, which computes again what costs little.
     """
     tokens, _, squares = batch
     w, q, kv, inner, full = shape.width, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.inner, cfg.method == "full"
@@ -205,50 +199,54 @@ def layer(shape, cfg, b, batch, alone, fast):
 
 
 def memory(cfg, shape, batch, dtype="bf16", cpu=False):
-    """Return {kind: bytes} at a run's peak: of the four moments when it can be (loss, both ends of the backward pass, update) the one that takes most.
+    """Return {kind: bytes} at a run's peak, which is at the loss, at one end of the backward pass, or in the update, whichever takes most.
 
     Args:
-        batch: (tokens, targets, sum of squared lengths of examples of at most 512 tokens) of the largest forward pass.
+        batch: of `work`.
+        dtype: a name of TYPES.
     """
-    b, (tokens, targets, _), full, once = BYTES[dtype], batch, cfg.method == "full", cfg.update == "backward"
-    alone, away = cpu or cfg.attention == "documents", not cpu and cfg.offload in ("optimizer", "both")
+    b, (tokens, targets, _), full, once = TYPES[dtype].itemsize, batch, cfg.method == "full", cfg.update == "backward"
+    alone, away, elsewhere = cpu or cfg.attention == "documents", not cpu and cfg.offload in ("optimizer", "both"), not cpu and cfg.offload in ("activations", "both")
     fast = cfg.compile == "yes" or cfg.compile == "auto" and not alone
-    trained, own, g = (shape.weights, b == 4, b) if full else (adapter_of(shape, cfg), True, 4)  # an fp32 weight is its own master
-    largest = max(shape.table, shape.width * shape.inner) if full else cfg.lora_rank * (shape.width + shape.inner)
-    matrix = 0.5 + 1 / 64 + 4 / (64 * 256) if cfg.method == "qlora" else b  # NF4: a byte of scale for 64 weights, and an fp32 for 256 scales
-    kept = {"weights": shape.matrices * matrix + (shape.tables + shape.vectors) * b, "adapter": 0 if full else 4 * trained,
-            "masters": 0 if away or own or cfg.optimizer != "adamw" else 4 * trained,
-            "optimizer": 0 if away else trained * {"adamw": 8, "adamw_8bit": 2 + 8 / 256}.get(cfg.optimizer, 4)}
-    passing = {"adamw": 0 if own else 4, "adamw_bf16": 32, "adamw_bf16_sr": 38, "adamw_8bit": 21}  # bytes for each weight that is being updated
-    if not cpu and cfg.compile != "no":
-        passing |= {"adamw_bf16": 6, "adamw_bf16_sr": 6, "adamw_8bit": 14}
-    part, chunk = (x["cpu" if cpu else "cuda"] for x in (optim.PART, optim.CHUNK))
-    passing = passing[cfg.optimizer] * (max(largest, 0 if once or away else min(trained, part)) if cfg.optimizer == "adamw" else min(largest if once else trained, chunk))
-    passing += 12 * largest if away else 0
-    gradients = (largest if once else trained) * (4 if cfg.accum > 1 else g)
-    before = trained * (g if cfg.accum == 2 else 4) if cfg.accum > 1 else 0  # of the batches before
-    each, state, n = layer(shape, cfg, b, batch, alone, fast), b * tokens * shape.width, cfg.recompute
-    again = -(-shape.layers // n) if n else 0
-    elsewhere = cfg.offload in ("activations", "both") and not cpu
-    acts = 0 if elsewhere else (shape.layers - again) * each + again * state
-    one = each - state * (b == 4 and not fast) if again else each if elsewhere else 0  # the layer that is computed again, or comes back; in fp32 its input is part of it
-    top = one if elsewhere or n and (shape.layers - 1) % n == 0 else 0
-    last = tokens * shape.width * (4 + b * full) + 2 * b * tokens * shape.head_dim + each * elsewhere  # the last norm, and positions
-    rows = min(targets, 256 if cpu else 2**26 // shape.vocabulary)
-    logits, table = rows * shape.vocabulary * (4 if b == 4 else 4 + b), shape.table * b
-    rows_learn = cfg.lora_on == "layers"  # through a table that is copied, and whose gradient is as large
-    head = max(logits * (1 + (rows < targets)), logits + table) + 4 * shape.table if full else \
-        max(12 * rows * shape.vocabulary, (6 * rows * shape.vocabulary + table) * rows_learn) + table * rows_learn
-    backward = 3 * b * tokens * shape.inner
-    moments = ({"activations": acts + last, "loss": head + 2 * b * targets * shape.width, "gradients": before},
-               {"activations": acts + top, "temporary": backward, "gradients": before or table * full * (not once)},
-               {"activations": one, "temporary": backward, "gradients": gradients - table * full * (not (shape.tied or once or before))},
+    # what stays: an fp32 weight is its own master; NF4 has a byte of scale for 64 weights, and an fp32 for 256 scales
+    learn, own, g = (shape.weights, b == 4, b) if full else (adapter_of(shape, cfg), True, 4)
+    in_matrix = 0.5 + 1 / 64 + 4 / (64 * 256) if cfg.method == "qlora" else b
+    kept = {"weights": shape.matrices * in_matrix + (shape.tables + shape.vectors) * b, "adapter": 0 if full else 4 * learn,
+            "masters": 0 if away or own or cfg.optimizer != "adamw" else 4 * learn,
+            "optimizer": 0 if away else learn * {"adamw": 8, "adamw_8bit": 2 + 8 / 256}.get(cfg.optimizer, 4)}
+    # the update: bytes for each weight that is changed at the same time, of optim.Optimizer and, where it is not compiled, counted
+    largest, table, on = max(shape.table, shape.width * shape.inner) if full else cfg.lora_rank * (shape.width + shape.inner), shape.table * b, "cpu" if cpu else "cuda"
+    each = {"adamw": 0 if own else 4, "adamw_bf16": 32, "adamw_bf16_sr": 38, "adamw_8bit": 21} | ({} if cpu or cfg.compile == "no" else {"adamw_bf16": 6, "adamw_bf16_sr": 6, "adamw_8bit": 14})
+    several = max(largest, 0 if once or away else min(learn, optim.PART[on])) if cfg.optimizer == "adamw" else min(largest if once else learn, optim.CHUNK[on])
+    passing = each[cfg.optimizer] * several + 12 * largest * away
+    gradients = (largest if once else learn) * (4 if cfg.accum > 1 else g)
+    before = learn * (g if cfg.accum == 2 else 4) * (cfg.accum > 1)  # of the batches before
+    # the forward pass: what waits, and the layer that is computed again or comes back, whose input in fp32 is part of it
+    whole, state, again = layer(shape, cfg, b, batch, alone, fast), b * tokens * shape.width, -(-shape.layers // cfg.recompute) if cfg.recompute else 0
+    waiting = 0 if elsewhere else (shape.layers - again) * whole + again * state
+    one = whole - state * (b == 4 and not fast) if again else whole * elsewhere
+    first = one if elsewhere or again and (shape.layers - 1) % cfg.recompute == 0 else 0
+    last = tokens * shape.width * (4 + b * full) + 2 * b * tokens * shape.head_dim + whole * elsewhere  # the last norm, and positions
+    # the loss: logits of a chunk and, if there are several, of the one before; the output table's gradient in fp32 and once more; new rows go through a copy of it
+    rows, new = min(targets, 256 if cpu else 2**26 // shape.vocabulary), table * (cfg.lora_on == "layers")
+    logits = rows * shape.vocabulary * (4 + b * (b < 4))
+    head = max(logits * (1 + (rows < targets)), logits + table) + 4 * shape.table if full else new + max(12 * rows * shape.vocabulary, 6 * rows * shape.vocabulary + new)
+    between = 3 * b * tokens * shape.inner  # gradients inside an MLP
+    moments = ({"activations": waiting + last, "loss": head + 2 * b * targets * shape.width, "gradients": before},
+               {"activations": waiting + first, "temporary": between, "gradients": before or table * full * (not once)},
+               {"activations": one, "temporary": between, "gradients": gradients - table * full * (not (shape.tied or once or before))},
                {"temporary": max(passing, table * (shape.tied or not full)), "gradients": gradients})
     peak = {**kept, **max(moments, key=lambda m: sum(m.values()))}
     return {k: peak[k] for k in KINDS if peak.get(k)}
 
 
 # --------------------------------------------------------------------------------------------- the forecast
+
+def with_process(memory, cpu):
+    """Turn {kind: bytes} into GiB, on a CPU with the process itself: libraries, and what is held beside the tensors."""
+    gib = {k: n / GIB for k, n in memory.items()}
+    return gib | ({"process": PROCESS + HEAP * sum(gib.values())} if cpu else {})
+
 
 def forecast(cfg, shape, prepared=None, device="", rows=0):
     """Say what a stage will cost, before anything is loaded.
@@ -258,61 +256,61 @@ def forecast(cfg, shape, prepared=None, device="", rows=0):
         shape: shape_of its base.
         prepared: prepared.Prepared, if its rows are on this machine; then steps, tokens and targets are exact.
         device: a name as in DEVICES or as torch has it; "cpu" or "cuda" for this machine's; "" for where the stage would run here.
-        rows: how many rows a mixture is expected to have, where it is not prepared and epochs say how long the stage is.
+        rows: how many rows a mixture is expected to have, if it is not prepared and epochs say how long the stage is.
 
     Returns:
         dict, ready for JSON: steps, tokens, targets, epochs; gib by kind at the peak and peak_gib, on a CPU with the process itself, on a GPU what torch counts;
-        flops (hardware_flops with what is computed again); hours at `mfu` of the device's peak rate; what was assumed (how), and what `fits` needs.
+        flops, and hardware_flops with what is computed again; hours at `mfu` of the device's peak `rate`; how it was estimated; and what `fits` needs.
 
     Raises:
         ValueError: no such device, or one without the compute type; neither steps, nor rows, nor prepared rows.
     """
-    name, here = named(device or models.pick(cfg.device, "auto")[0])
-    cpu = name == "cpu"
+    device = device or models.pick(cfg.device, "auto")[0]
+    name, here = named(device)
     if here:
-        dtype = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[models.pick(device or cfg.device, cfg.dtype)[1]]
+        dtype = next(k for k, t in TYPES.items() if t == models.pick(device, cfg.dtype)[1])
     else:
         dtype = cfg.dtype if cfg.dtype != "auto" else "bf16" if DEVICES[name][3] else "fp32" if cfg.method == "full" else "fp16"
-    todo = work(cfg, prepared, rows)
+    todo, cpu = work(cfg, prepared, rows), device == "cpu"
     lengths = todo.pop("lengths")
-    gib = {k: n / GIB for k, n in memory(cfg, shape, todo["batch"], dtype, cpu).items()}
-    gib |= {"process": PROCESS + HEAP * sum(gib.values())} if cpu else {}
+    if not cpu and cfg.attention != "documents":
+        todo["batch"][0] = cfg.batch_size * cfg.seq_len  # padding stays
+    gib, peak, mfu = with_process(memory(cfg, shape, todo["batch"], dtype, cpu), cpu), rate(device, dtype), MFU[cfg.method]
     count = flops(shape, todo["tokens"], todo["targets"], lengths, cfg.method, adapter_of(shape, cfg))
-    again = flops(shape, todo["tokens"], 0, lengths) / 3 * (shape.layers // cfg.recompute / shape.layers if cfg.recompute else 0)
-    peak, mfu = rate(device or ("cpu" if cpu else "cuda") if here else name, dtype), MFU[cfg.method]
+    again = flops(shape, todo["tokens"], 0, lengths) / 3 * (-(-shape.layers // cfg.recompute) / shape.layers if cfg.recompute else 0)
     return {"device": name, "dtype": dtype, **todo, "gib": gib, "peak_gib": sum(gib.values()), "flops": count, "hardware_flops": count + again, "rate": peak, "mfu": mfu,
             "hours": count / peak / mfu / 3600, "shape": shape._asdict()}
 
 
-CHANGES = ({"recompute": 1}, {"batch_size": 1}, {"optimizer": "adamw_bf16_sr"}, {"optimizer": "adamw_8bit"}, {"update": "backward", "accum": 1, "clip": 0.0},
-           {"offload": "optimizer"}, {"method": "qlora", "optimizer": "adamw", "update": "step", "offload": "nothing"})  # in order of what they cost
+def lighter(cfg):
+    """Return what can be changed so that a stage takes less memory, in the order of what it costs: each a dictionary of settings."""
+    again = {"recompute": 1}
+    small = {**again, "batch_size": 1, "accum": cfg.packs_per_step if cfg.update == "step" else 1}
+    eight = {**small, "optimizer": "adamw_8bit"}
+    once = {**eight, "update": "backward", "accum": 1, "clip": 0.0}
+    return again, small, {**small, "optimizer": "adamw_bf16_sr"}, eight, once, {**once, "offload": "both"}, {**small, "method": "qlora", "optimizer": "adamw"}
 
 
 def fits(cfg, planned, device):
-    """Return "" if what was planned fits a device, else a sentence that says what to change: the first of CHANGES, one upon the other, that brings it in.
+    """Return "" if what was planned fits a device, else a sentence that says what to change: the first of `lighter` that brings it in.
 
     Args:
         planned: what `forecast` returned.
         device: as there; "cpu" and "cuda" look at what is free now.
     """
-    have, said = room(device), {}
+    have, cpu = room(device), planned["device"] == "cpu"
     if planned["peak_gib"] <= have:
         return ""
-    cpu, shape = planned["device"] == "cpu", Shape(**planned["shape"])
     text = f"{cfg.name} needs {planned['peak_gib']:.1f} GiB at its peak, and {planned['device']} has {have:.1f}"
-    for new in CHANGES:
-        batch = planned["batch"]
-        if "batch_size" in new:
-            new = {"batch_size": 1, "accum": cfg.packs_per_step}
-        said |= new
-        changed = change(cfg, **said)
-        batch = [n * changed.batch_size // cfg.batch_size for n in planned["batch"]]
-        need = sum(memory(changed, shape, batch, planned["dtype"], cpu).values()) / GIB
-        need += PROCESS + HEAP * need if cpu else 0
-        if need <= have:
-            words = ", ".join(f"{k} {v}" for k, v in said.items() if v != getattr(cfg, k))
-            return f"{text}; with {words} it would need {need:.1f}"
-    return f"{text}; nothing here makes it fit: choose a smaller base, seq_len ({cfg.seq_len}) or a larger device"
+    for changes in lighter(cfg):
+        new = change(cfg, **changes)
+        if planned["dtype"] == "fp16" and new.optimizer != "adamw":
+            continue  # these round into bf16
+        need = with_process(memory(new, Shape(**planned["shape"]), [n * new.batch_size / cfg.batch_size for n in planned["batch"]], planned["dtype"], cpu), cpu)
+        if sum(need.values()) <= have:
+            words = ", ".join(f"{k} {v}" for k, v in changes.items() if v != getattr(cfg, k))
+            return f"{text}; with {words} it would need {sum(need.values()):.1f}"
+    return f"{text}; no setting makes it fit: choose a smaller base, a shorter seq_len ({cfg.seq_len}) or a larger device"
 
 
 def describe(stages, shape, device="", prepared={}, rows={}):
@@ -321,19 +319,20 @@ def describe(stages, shape, device="", prepared={}, rows={}):
     Args:
         prepared, rows: of some stages, by name, as in `forecast`.
     """
-    out = []
+    out, short = [], lambda n: next((f"{n / k:,.2f} {word}" for k, word in ((1e9, "billion"), (1e6, "million")) if n >= k), f"{n:,}")
     for cfg in stages:
         f = forecast(cfg, shape, prepared.get(cfg.name), device, rows.get(cfg.name, 0))
-        have = room(device or ("cpu" if f["device"] == "cpu" else "cuda"))
-        how = [cfg.method, cfg.optimizer, f["dtype"]] + [f"{k} {getattr(cfg, k)}" for k in ("update", "recompute", "offload") if getattr(cfg, k) not in ("step", 0, "nothing")]
-        out += [f"{cfg.name}: {cfg.base}, {shape.weights / 1e6:,.0f} M weights; {', '.join(how)}; on {f['device']}",
-                f"  {f['steps']:,} steps of {cfg.accum} x {cfg.batch_size} packs of {cfg.seq_len:,}: {f['tokens']:,} tokens, {f['targets']:,} targets"
-                + (f", {f['epochs']:.2f} epochs" if f["epochs"] else "")]
-        out += [f"  (estimated: {f['how']})"] if f["how"] else []
-        most = max(f["gib"].values())
-        out += [f"  {kind:<12}{gib:>9.2f} GiB  {'█' * max(1, round(56 * gib / most))}" for kind, gib in f["gib"].items()]
-        out += [f"  {'peak':<12}{f['peak_gib']:>9.2f} GiB  of {have:.1f}",
-                f"  {f['flops']:.2e} FLOPs ({f['hardware_flops']:.2e} with what is computed again): {f['hours']:,.1f} hours at {f['mfu']:.0%} (assumed) of {f['rate'] / 1e12:,.3g} TFLOP/s"]
-        out += [f"  does not fit: {advice}"] if (advice := fits(cfg, f, device or ("cpu" if f["device"] == "cpu" else "cuda"))) else []
+        on = device or ("cpu" if f["device"] == "cpu" else "cuda")
+        have, most, advice, again = room(on), max(f["gib"].values()), fits(cfg, f, on), f["hardware_flops"] / f["flops"] - 1
+        how = [cfg.method, cfg.optimizer, f["dtype"]] + [f"{k} {v}" for k, none in (("update", "step"), ("recompute", 0), ("offload", "nothing")) if (v := getattr(cfg, k)) != none]
+        out += [f"{cfg.name}   {cfg.base}, {short(shape.weights)} weights, on {f['device']}", f"  {', '.join(how)}",
+                f"  {f['steps']:,} steps of {cfg.accum} x {cfg.batch_size} packs of {cfg.seq_len:,}: {short(f['tokens'])} tokens, {short(f['targets'])} targets"
+                + (f", {f['epochs']:.2f} epochs" if f["epochs"] else ""), *([f"  estimated: {f['how']}"] if f["how"] else []), ""]
+        time, unit = (f["hours"], "hours") if f["hours"] >= 1 else (60 * f["hours"], "minutes")
+        out += [f"  {kind:<12}{gib:>9.2f} GiB  {'█' * max(1, round(60 * gib / most))}" for kind, gib in f["gib"].items()]
+        out += [f"  {'peak':<12}{f['peak_gib']:>9.2f} GiB  of {have:.1f}: {'does not fit' if advice else 'fits'}",
+                f"  {'time':<12}{time:>9,.1f} {unit} for {f['flops']:.2g} FLOPs at {f['mfu']:.0%} (assumed) of {f['rate'] / 1e12:.3g} TFLOP/s"]
+        out += [f"{'':<24}({again:.0%} more are done, for what is computed again)"] if again else []
+        out += ["", *textwrap.wrap(advice, 98, initial_indent="  ", subsequent_indent="  ")] if advice else []
         out.append("")
     return "\n".join(out)

@@ -72,6 +72,8 @@ class Optimizer:
         cfg: optimizer, update, offload (what is kept lies in pinned host memory), accum, weight_decay, clip, seed; compile "no" spares weights without
             master the compiled update that they get on CUDA.
         still: [(weight, row)] of rows that never move.
+        exact: {name: fp32 tensor} of the weights before they were rounded to the type they compute in: the masters of "adamw" begin there. From rounded
+            ones, which lie on bf16's grid, no weight would move until its updates add up to half a step of that grid.
 
     Attributes:
         lost: share of the last step's change that rounding swallowed where it should have added up: 1 - sum(applied * sign(wanted)) / sum|wanted| over
@@ -81,7 +83,7 @@ class Optimizer:
         ValueError: fp16 weights would be rounded into bf16; bitsandbytes is missing.
     """
 
-    def __init__(self, model, cfg, still=()):
+    def __init__(self, model, cfg, still=(), exact={}):
         self.cfg, self.weights = cfg, {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.kind, self.device, fp32 = cfg.optimizer, next(iter(self.weights.values())).device, torch.float32
         self.away = self.device.type == "cuda" and cfg.offload in ("optimizer", "both")

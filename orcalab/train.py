@@ -54,7 +54,11 @@ def train(cfg, prepared, start=None, watching=None):
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     torch.manual_seed(cfg.seed)  # an adapter's first weights, and what it drops
-    model, tokenizer, origin = models.load(start, dtype, device, cfg.template) if cfg.method == "full" else adapter.load(cfg, start, dtype, device)
+    whole, exact = cfg.method == "full", {}
+    masters = whole and cfg.optimizer == "adamw" and dtype != torch.float32
+    model, tokenizer, origin = models.load(start, torch.float32 if masters else dtype, device, cfg.template) if whole else adapter.load(cfg, start, dtype, device)
+    for name, p in model.named_parameters() if masters else ():  # they begin where the file has the weights, not where bf16 has them
+        exact[name], p.data = p.data, p.data.to(dtype)
     if seal["tokenizer"] != (own := chatml.fingerprint(tokenizer)):
         raise ValueError(f"{prepared.folder} was made with another tokenizer or template ({seal['tokenizer']}, the model's is {own}); "
                          "prepare the rows again with this model")
@@ -63,7 +67,8 @@ def train(cfg, prepared, start=None, watching=None):
     write_json(folder / "config.json", {
         **to_json(record), "seal": seal, "origin": origin, "dtype_used": str(dtype), "device_used": device, "attention_used": kind, "planned": planned,
         "versions": {p: version(p) for p in ("orcalab", "torch", "transformers")} | {"python": platform.python_version()}})
-    optimizer, done, metrics = Optimizer(model, cfg, models.pad_rows(model, tokenizer)), 0, folder / "metrics.jsonl"
+    optimizer, done, metrics = Optimizer(model, cfg, models.pad_rows(model, tokenizer), exact), 0, folder / "metrics.jsonl"
+    exact.clear()
     if saved:
         tensors, note = saved
         optimizer.load({k: t for k, t in tensors.items() if not k.startswith("rng.")})
@@ -121,11 +126,15 @@ def train(cfg, prepared, start=None, watching=None):
                 os.fsync(log.fileno())  # never fewer lines than the checkpoint has steps
                 checkpoint.save(folder, step + 1, {**optimizer.state(), **checkpoint.rng()}, {"step": step + 1, "seal": seal}, cfg.keep, better)
     tracker.close()
-    if cfg.final == "best" and (saved := checkpoint.best(folder, seal)):
+    if cfg.final == "best":
+        if not (saved := checkpoint.best(folder, seal)):
+            raise ValueError(f"the best checkpoint of {folder} is broken; with final 'last', in another out, the last weights are kept")
         optimizer.load({k: t for k, t in saved[0].items() if not k.startswith("rng.")})
+    for name, p in model.named_parameters() if masters else ():
+        p.data = optimizer.kept[name].to(device)  # in fp32, as Orca 2's weights were released; the next stage goes on from there
     model.set_attn_implementation("sdpa")
     merged = models.save(folder / "model", model, tokenizer) if cfg.method == "full" else adapter.finish(folder, model, tokenizer, cfg)
-    results = {**summary(lines), "planned_gib": planned["peak_gib"], "peak_gib": peak_gib(device), **({"merged": merged} if merged else {})}
+    results = {**summary(lines, cfg.final), "planned_gib": planned["peak_gib"], "peak_gib": max(x["peak_gib"] for x in lines), **({"merged": merged} if merged else {})}
     write_json(folder / "results.json", results)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return results
@@ -139,11 +148,12 @@ def peak_gib(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if platform.system() == "Darwin" else 2**20)
 
 
-def summary(lines):
-    """Sum up the lines of a metrics.jsonl: steps, tokens, targets, first and last loss (means of up to three steps), tokens/s."""
+def summary(lines, final="last"):
+    """Sum up the lines of a metrics.jsonl: steps, tokens, targets, first and last loss (means of up to three steps), tokens/s; the look at the weights that were kept."""
     mean = lambda part: sum(x["loss"] for x in part) / len(part)
     part = max(1, min(3, len(lines) // 2))
     total = {k: sum(x[k] for x in lines) for k in ("tokens", "targets", "seconds")}
     looks = [x for x in lines if "held_out" in x]
+    look = min(looks, key=lambda x: x["held_out"]) if looks and final == "best" else looks[-1] if looks else {}
     return {"steps": len(lines), **total, "first_loss": mean(lines[:part]), "last_loss": mean(lines[-part:]), "tokens_per_s": total["tokens"] / total["seconds"],
-            **({"held_out": looks[-1]["held_out"], "stops": looks[-1]["stops"]} if looks else {})}
+            **({"held_out": look["held_out"], "stops": look["stops"], "held_out_step": look["step"]} if looks else {})}

@@ -65,7 +65,7 @@ def kernels():
         for_q, for_k, for_v, groups = *(torch.zeros_like(t) for t in (q, k, v)), q.shape[1] // k.shape[1]
         for a, b in documents(ends):
             queries, keys, values, p = scores(q[a:b], k[a:b], v[a:b], scale, groups)
-            g = grad[a:b].transpose(0, 1)
+            g = grad[a:b].transpose(0, 1).float()
             for_p = g @ values.transpose(1, 2)
             for_scores = p * (for_p - (for_p * p).sum(-1, keepdim=True)) * scale
             for_q[a:b] = (for_scores @ keys).transpose(0, 1)
@@ -107,6 +107,17 @@ def test_loss_and_every_gradient_equal_transformers_own_one_document_at_a_time(k
     theirs = dict(plain.named_parameters())
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.grad, theirs[name].grad, rtol=1e-4, atol=1e-5, msg=lambda m: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bf16_is_near_to_fp32(kernels, kind):
+    sides = {}
+    for name, dtype in (("documents", torch.float32), (kind, torch.bfloat16)):
+        model = wild(models.load("tiny-random")[0], 4).bfloat16().to(dtype)
+        sides[dtype] = gradients(attention.isolate(model, name), name)
+    near, exact = sides[torch.bfloat16], sides[torch.float32]
+    assert near[0] == pytest.approx(exact[0], rel=2e-3)
+    assert max(((a - b).norm() / b.norm()).item() for a, b in zip(near[1], exact[1])) < 0.03
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -269,9 +280,9 @@ def test_packs_of_other_documents_are_not_compiled_again(kernels, tiny, monkeypa
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library's own settings")
-def test_memory_that_is_freed_is_kept():
+def test_memory_that_is_freed_is_kept(tiny):
     import resource
-    attention.keep_pages()
+    attention.arrange(tiny[0], Config(), "documents")
     faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(4):
         before = faults()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from orcalab import chatml, corpus, data, generate, model as models, recipes, strategies, train
+from orcalab import attention, chatml, corpus, data, generate, loss, model as models, recipes, strategies
 
 pytestmark = pytest.mark.long
 
@@ -44,8 +44,8 @@ def test_packed_is_alone_for_transformers_own_loss(real, dtype, limit, tmp_path)
             total += plain(input_ids=torch.tensor([ids]), labels=labels).loss.item() * sum(mask)
     packed = data.packing.pack(examples, [[0, 1, 2, 3]], 2048)
     with torch.no_grad():
-        ids, position, labels, lengths = train.batch_of(packed, [0], "cpu")
-        ours = models.loss_sum(models.isolate(plain), ids, position, lengths, labels)[0].item()
+        ids, position, labels, apart = attention.batch_of(packed, [0], "cpu")
+        ours = loss.loss_sum(attention.isolate(plain), ids, position, apart, labels)[0].item()
     assert math.isclose(ours / packed.num_targets, total / packed.num_targets, abs_tol=limit)
 
 

@@ -2,17 +2,14 @@
 
 import json
 import math
-import sys
-import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
 
-from orcalab import config, corpus, data, generate, model as models, train
+from orcalab import config, corpus, generate, model as models, recipes, train
 from orcalab.config import Config
 
 
@@ -104,6 +101,21 @@ def test_metrics_and_results_and_config_tell_what_happened(stage):
     assert card["origin"]["from"] == "tiny-random" and card["seal"]["data"] == prepared.folder.name and card["dtype_used"] == "torch.float32"
     assert {k: card[k] for k in config.to_json(cfg)} == config.to_json(cfg) and set(card["versions"]) == {"orcalab", "torch", "transformers", "python"}
     assert not (cfg.folder / "checkpoints").exists()
+
+
+def test_masters_go_on_where_the_stage_before_left_them(stage):
+    """A model that computes in bf16 is saved in fp32, and its masters begin there: on bf16's grid small updates would be lost at first."""
+    cfg, prepared = stage(dtype="bf16", steps=6, lr=1e-6, warmup=0, schedule="constant")
+    start = {n: p.detach().clone() for n, p in models.load("tiny-random")[0].named_parameters()}
+    train.train(cfg, prepared)
+    after = weights(cfg.folder)
+    assert {w.dtype for w in after.values()} == {torch.float32} and any(not torch.equal(w, w.bfloat16().float()) for w in after.values())
+    moved = after["model.layers.0.mlp.up_proj.weight"] - start["model.layers.0.mlp.up_proj.weight"]
+    assert 0 < moved.abs().max() < 3e-5 and (moved != 0).float().mean() > 0.99  # from the file's weights, not from their nearest in bf16 (which are twice as far)
+    still, _ = stage(dtype="bf16", name="stage3_gpt4", steps=2, lr=0.0, warmup=0, schedule="constant")
+    train.train(still, corpus.prepare(recipes.get("smoke", out=still.out, seq_len=512), still, models.load_tokenizer("tiny-random")), cfg.folder / "model")
+    for name, w in weights(still.folder).items():
+        assert torch.equal(w, after[name]), name
 
 
 def test_the_loss_goes_down(stage):

@@ -91,6 +91,8 @@ def test_the_best_weights_are_those_of_the_lowest_held_out_loss(stage):
     seen = [r["held_out"] for r in lines(cfg)]
     assert min(seen) < seen[-1]  # a wild learning rate made it worse again
     model, tokenizer, _ = models.load(str(cfg.folder / "model"))
+    done = config.read_json(cfg.folder / "results.json")
+    assert (done["held_out"], done["held_out_step"]) == (min(seen), seen.index(min(seen)) + 1)
     assert watch.look(attention.isolate(model), prepared, tokenizer, cfg, "documents", asked=0)["held_out"] == pytest.approx(min(seen), rel=1e-5)
 
 
