@@ -105,7 +105,7 @@ class Optimizer:
         stride = -(-total // SEEN) | 1  # odd, so that every column has its turn
         self.meter = torch.zeros(4, -(-total // stride), device=self.device)  # of what is looked at: gradient, whether it decays, fp32 moments
         for n, p in self.weights.items():
-            self.kept[n] = self._new(p.shape, fp32).copy_(p.detach()) if self.kind == "adamw" and p.dtype != fp32 else p.detach()
+            self.kept[n] = self._new(p.shape, fp32).copy_(exact.get(n, p).detach()) if self.kind == "adamw" and p.dtype != fp32 else p.detach()
             if self.kind == "adamw_8bit" and p.numel() >= SMALL:
                 blocks = (-(-p.numel() // BLOCK),)
                 made = {"state1": (p.shape, torch.uint8), "state2": (p.shape, torch.uint8), "absmax1": (blocks, fp32), "absmax2": (blocks, fp32)}

@@ -310,7 +310,7 @@ def test_the_plan_is_read_at_a_glance():
     text = forecast.describe(stages, forecast.shape_of(SEVEN), "A100-40", rows={s.name: 1_000_000 for s in stages})
     assert max(map(len, text.splitlines())) <= 100 and text.count("does not fit") == 3
     assert all(line in text for line in ("stage1_flan   meta-llama/Llama-2-7b-hf, 6.74 billion weights, on A100-40\n  full, adamw_bf16_sr, bf16, recompute 1\n",
-                                         "\n  2,891 steps of 32 x 2 packs of 4,096: 757.86 million tokens, 378.93 million targets, 1.00 epochs\n",
+                                         "\n  2,892 steps of 32 x 2 packs of 4,096: 758.12 million tokens, 379.06 million targets, 1.00 epochs\n",
                                          "\n  estimated: 1,000,000 rows of 758 tokens (Orca 1: 2.7 in a pack of 2,048), half of them targets\n",
                                          "\n  optimizer       25.10 GiB  " + "█" * 60 + "\n", "of 38.9: does not fit\n"))
     on_cpu = forecast.describe([Config(base="tiny-random", device="cpu", steps=3, seq_len=256, dtype="fp32")], forecast.shape_of("tiny-random"))
