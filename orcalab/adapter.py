@@ -8,10 +8,12 @@ the decoder runs under autocast, which casts them as they are used. In QLoRA the
 stay in the compute type, so that it makes no difference whether rows for new tokens come before or after quantising.
 """
 
+import hashlib
 import logging
 import shutil
 import tempfile
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -54,6 +56,8 @@ def weights_of(model):
 def load_base(name, cfg, dtype, device):
     """Load what an adapter stands on, for QLoRA in NF4 with its scales quantised too; return (model, tokenizer, origin)."""
     guests()
+    if cfg.method == "qlora" and not find_spec("bitsandbytes"):
+        raise ValueError("method is 'qlora', which needs bitsandbytes: pip install bitsandbytes")
     from transformers import BitsAndBytesConfig  # leaves the output layer, and what is tied to it, as they are
     how = {"device_map": {"": device}}  # weights take their type and place as they come; buffers, as those of the rotary embedding, stay in fp32
     if cfg.method == "qlora":
@@ -92,18 +96,31 @@ def inject(model, tokenizer, cfg, base):
 
 
 def earlier(cfg, start):
-    """Return (folder, orcalab.json) of the adapter behind a stage's merged model, if cfg asks for its shape and its base is what it was; else (None, {})."""
+    """Return (folder, orcalab.json) of the adapter behind a stage's merged model, if cfg asks for its shape, else (None, {}).
+
+    Raises:
+        ValueError: its base is not there, or is not what it was; to begin anew on merged weights in silence would lose what was learned.
+    """
     folder = Path(start).parent / "adapter"
     if Path(start).name != "model" or not (folder / "orcalab.json").exists():
         return None, {}
     note = read_json(folder / "orcalab.json")
-    try:
-        now = {**{k: getattr(cfg, k) for k in SHAPE}, "digest": models.weights_digest(note["base"])}
-    except (ValueError, OSError) as e:
-        now = {"base": f"none ({e})"}
-    if odd := [f"{k}: {note[k]!r} -> {v!r}" for k, v in now.items() if note[k] != v]:
+    if odd := [f"{k}: {note[k]!r} -> {getattr(cfg, k)!r}" for k in SHAPE if note[k] != getattr(cfg, k)]:
         print(f"{folder} is not trained on ({', '.join(odd)}): {cfg.name} begins a new adapter on {start}", flush=True)
-    return (None, {}) if odd else (folder, note)
+        return None, {}
+    try:
+        now = models.weights_digest(note["base"])
+    except (ValueError, OSError) as e:
+        now = f"nothing ({e})"
+    if now != note["digest"]:
+        raise ValueError(f"{folder} was trained on {note['base']} with digest {note['digest']}, and there is {now} now: restore that base, or move the folder away to begin a new adapter")
+    return folder, note
+
+
+def stands_on(cfg, start):
+    """Return what a stage's adapter begins with, for the run's seal: the base and the digest of the adapter that is trained on, if there is one."""
+    folder, note = earlier(cfg, start)
+    return {"base": note["digest"], "adapter": hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]} if folder else {}
 
 
 def load(cfg, start, dtype, device):
@@ -143,14 +160,11 @@ def load(cfg, start, dtype, device):
 def save(folder, model, tokenizer):
     """Write a model's adapter in peft's layout, with its tokenizer and what it was trained on; whole or not at all."""
     from safetensors.torch import save_file
-    side = folder.with_name(folder.name + ".part")
-    shutil.rmtree(side, ignore_errors=True)
-    model.peft_config["default"].save_pretrained(side)
-    save_file({n: p.detach().contiguous() for n, p in weights_of(model).items()}, side / "adapter_model.safetensors", {"format": "pt"})
-    tokenizer.save_pretrained(side)
-    write_json(side / "orcalab.json", model.note)
-    shutil.rmtree(folder, ignore_errors=True)
-    side.replace(folder)
+    with models.aside(folder) as side:
+        model.peft_config["default"].save_pretrained(side)
+        save_file({n: p.detach().contiguous() for n, p in weights_of(model).items()}, side / "adapter_model.safetensors", {"format": "pt"})
+        tokenizer.save_pretrained(side)
+        write_json(side / "orcalab.json", model.note)
 
 
 def merge(model, home):

@@ -39,7 +39,7 @@ CHOICES = {
 BASES = ("smollm2-135m", "tiny-random", "llama-standin")  # base models known by name (the last is a tokenizer alone); others are hub ids or folders
 
 
-COMPUTING = ("out", "data", "save_every", "keep", "track", "spike", "device", "processes", "recompute", "offload", "attention", "compile")  # fields that change no result
+COMPUTING = ("out", "data", "save_every", "keep", "track", "spike", "device", "processes", "recompute", "offload", "attention", "compile")  # fields that change no result, but for the last digits that another order of sums gives
 
 
 class RowError(ValueError):

@@ -268,7 +268,7 @@ def forecast(cfg, shape, prepared=None, device="", rows=0):
     device = device or models.pick(cfg.device, "auto")[0]
     name, here = named(device)
     if here:
-        dtype = next(k for k, t in TYPES.items() if t == models.pick(device, cfg.dtype)[1])
+        dtype = next(k for k, t in TYPES.items() if t == models.pick(device, cfg.dtype, cfg.method)[1])
     else:
         dtype = cfg.dtype if cfg.dtype != "auto" else "bf16" if DEVICES[name][3] else "fp32" if cfg.method == "full" else "fp16"
     todo, cpu = work(cfg, prepared, rows), device == "cpu"

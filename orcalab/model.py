@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -228,17 +229,15 @@ def weights_digest(name):
     return seal.hexdigest()[:16]
 
 
-def save(folder, model, tokenizer):
-    """Write a model folder in the Hugging Face layout, whole or not at all."""
+@contextmanager
+def aside(folder):
+    """Give a folder beside `folder` to write to; it takes that one's place when all is written, and is removed if the disk is full."""
     from safetensors import SafetensorError  # what a full disk raises here
     folder = Path(folder)
     side = folder.with_name(folder.name + ".part")
     shutil.rmtree(side, ignore_errors=True)
     try:
-        model.save_pretrained(side)
-        tokenizer.save_pretrained(side)
-        write_json(side / "orcalab.json", {"tokenizer": chatml.fingerprint(tokenizer), "template": chatml.template_of(tokenizer),
-                                           "transformers": version("transformers")})
+        yield side
     except (OSError, RuntimeError, SafetensorError) as e:
         shutil.rmtree(side, ignore_errors=True)
         raise OSError(f"could not write the model to {folder}: {e}") from e
@@ -246,10 +245,19 @@ def save(folder, model, tokenizer):
     side.replace(folder)
 
 
+def save(folder, model, tokenizer):
+    """Write a model folder in the Hugging Face layout, whole or not at all."""
+    with aside(folder) as side:
+        model.save_pretrained(side)
+        tokenizer.save_pretrained(side)
+        write_json(side / "orcalab.json", {"tokenizer": chatml.fingerprint(tokenizer), "template": chatml.template_of(tokenizer),
+                                           "transformers": version("transformers")})
+
+
 # ------------------------------------------------------------------------------------- device and type
 
-def pick(device="auto", dtype="auto"):
-    """Return (device, torch dtype): bf16 where the machine has instructions for it, else fp32."""
+def pick(device="auto", dtype="auto", method="full"):
+    """Return (device, torch dtype): bf16 where the machine has instructions for it, else fp32; for an adapter on a GPU without, as a T4, fp16."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
@@ -258,7 +266,7 @@ def pick(device="auto", dtype="auto"):
     if dtype == "bf16" and device == "cuda" and not fast:
         raise ValueError(f"dtype is 'bf16', and {torch.cuda.get_device_name()} has no instructions for it; choose 'fp16' with method lora or qlora, else 'fp32'")
     if dtype == "auto":
-        dtype = "bf16" if fast else "fp32"
+        dtype = "bf16" if fast else "fp16" if device == "cuda" and method != "full" else "fp32"
     return device, {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
 
 

@@ -12,34 +12,46 @@ BYTES = {"adamw": 12, "adamw_bf16": 6, "adamw_bf16_sr": 6, "adamw_8bit": 4.1}  #
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}  # nats per target
 
 
-def preflight(model, prepared, tokenizer, cfg, folder, kind="documents", planned=None):
+def room_for(cfg, planned, shape, device):
+    """Look, before any weights are loaded, whether what was planned fits the memory, and the checkpoints and the model the disk.
+
+    Raises:
+        ValueError, OSError: it does not; how much is missing, and what to change.
+    """
+    if advice := forecast.fits(cfg, planned, device):
+        raise ValueError(advice)
+    number = cfg.keep + 1 + (cfg.final == "best")
+    learned = shape.weights if cfg.method == "full" else forecast.adapter_of(shape, cfg)
+    models.need_space(cfg.folder, (number * BYTES[cfg.optimizer] * learned + 4 * shape.weights) / 2**30 + 0.05, f"{number} checkpoints and the model")
+
+
+def preflight(model, prepared, tokenizer, cfg, folder, kind="documents"):
     """Check, on the real model and data, what training relies on; write preflight.json.
 
     Packed equals alone: the targets of the first pack's first two examples lose the same together as
     each by itself, and changing the first leaves the second's states untouched. The first examples, alone, equal the model's own
     forward pass, with transformers' attention and full logits. Targets decode to the assistant's words, and end with the token that
-    ends an answer. The start is no worse than knowing nothing. What was planned fits the memory; there is disk for the checkpoints and a model.
+    ends an answer. The start is no worse than knowing nothing. In training mode, with layers compiled or computed again, the loss is the same.
 
     Args:
         kind: how packed examples are kept apart, of attention.kind_of.
-        planned: what forecast.forecast said of this run, if memory is to be looked at.
 
     Returns:
         dict: the report, as in preflight.json.
 
     Raises:
-        ValueError, OSError: which check failed, by how much, and what to change.
+        ValueError: which check failed, by how much, and what to change.
     """
     members = (prepared.plan[0] * 2)[:2]  # one alone stands beside itself
     device, dtype = next(model.parameters()).device, model.dtype
 
-    def run(which, spoil=None):
+    def run(which, spoil=None, learning=False):
         at = packing.pack([prepared.examples[i] for i in which], [list(range(len(which)))], cfg.seq_len * len(which))
         ids, position, labels, apart = attention.batch_of(at, [0], device, kind)
         first, last = len(prepared.examples[which[0]][0]), sum(len(prepared.examples[i][0]) for i in which)
         if spoil is not None:
             ids[:first] = spoil
-        with torch.no_grad():
+        with torch.set_grad_enabled(learning):
             states = attention.hidden(model, ids, position, apart)
             total = loss.loss_sum(model, ids, position, apart, labels)[0]
         return total.item(), int((labels >= 0).sum()), states[first:last]
@@ -60,16 +72,15 @@ def preflight(model, prepared, tokenizer, cfg, folder, kind="documents", planned
         number += len(logits)
     first, own = ours / number, theirs / number
     attention.isolate(model, kind).train()
+    learning = run(members, learning=not cfg.lora_dropout)[0] / targets  # as it will be computed
     limit, nothing = LIMITS[dtype], math.log(len(tokenizer))
     for i in members:
         chatml.prove(*prepared.examples[i], prepared.rows[i].messages or prepared.rows[i].text, tokenizer, cfg.learn)
     end, talks = chatml.marks(tokenizer)[-1], [i for i in several if prepared.rows[i].messages]
     ended = sum(int(prepared.examples[i][0][np.flatnonzero(prepared.examples[i][1])[-1]]) == end for i in talks)
     report = {"loss_packed": both, "loss_alone": apart, "loss_first": first, "loss_first_own": own, "difference": abs(both - apart), "limit": limit, "leak": leak,
-              "loss_of_knowing_nothing": nothing, "answers": len(talks), "answers_that_end": ended, "attention": kind,
+              "loss_learning": learning, "loss_of_knowing_nothing": nothing, "answers": len(talks), "answers_that_end": ended, "attention": kind,
               "targets_of_first_row": tokenizer.decode(chatml.learned(*prepared.examples[members[0]]))}
-    if planned:
-        report |= {"planned_gib": planned["peak_gib"], "advice": forecast.fits(cfg, planned, device.type)}
     write_json(folder / "preflight.json", report)
     if report["difference"] > limit or leak > 0:
         raise ValueError(f"packed examples see each other: loss {both:.4f} packed, {apart:.4f} alone (limit {limit}), leak "
@@ -77,6 +88,8 @@ def preflight(model, prepared, tokenizer, cfg, folder, kind="documents", planned
     if abs(own - first) > limit * max(1, own):
         raise ValueError(f"the first {len(several)} examples lose {first:.4f} here and {own:.4f} in the model's own forward pass (limit {limit} of it): this "
                          "model's attention or logits have a part (a window, a cap, a scale, a bias) that attention.py does not know")
+    if not cfg.lora_dropout and abs(learning - both) > limit:
+        raise ValueError(f"in training mode the first examples lose {learning:.4f}, else {both:.4f} (limit {limit}): compiled layers, or layers computed again, go wrong here; choose compile 'no' and recompute 0")
     if not math.isfinite(both):
         raise ValueError(f"the starting model's loss is {both}: its weights are broken, or {cfg.dtype} is too coarse")
     if first > 1.3 * nothing:
@@ -84,10 +97,4 @@ def preflight(model, prepared, tokenizer, cfg, folder, kind="documents", planned
     if ended < len(talks):
         raise ValueError(f"{len(talks) - ended} of the first {len(talks)} answers do not end with the token that ends an answer ({tokenizer.convert_ids_to_tokens(end)}): "
                          "a model that never sees it never stops; prepare the rows again")
-    if report.get("advice"):
-        raise ValueError(report["advice"])
-    weights = sum(p.numel() for p in model.parameters())
-    learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    number = cfg.keep + 1 + (cfg.final == "best")
-    models.need_space(folder, (number * BYTES[cfg.optimizer] * learned + 4 * weights) / 2**30 + 0.05, f"{number} checkpoints and the model")
     return report

@@ -1,6 +1,7 @@
 """Training, one page: set up, look before the leap, then the loop, from packs to metrics.jsonl, checkpoints and a model."""
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -13,7 +14,7 @@ import torch
 from orcalab import adapter, attention, checkpoint, chatml, forecast, loss as losses, model as models, watch
 from orcalab.config import read_json, to_json, write_json
 from orcalab.optim import Optimizer, learning_rate
-from orcalab.preflight import preflight
+from orcalab.preflight import preflight, room_for
 from orcalab.progress import Progress
 
 
@@ -36,21 +37,27 @@ def train(cfg, prepared, start=None, watching=None):
     Paper: Orca 2, "Training" (loss on the teacher's tokens, packing, bf16). Optimizer, learning rate and
     batch size are unpublished: ours are AdamW(0.9, 0.95), see the recipe.
     """
-    folder, start = cfg.folder, start or cfg.base
-    device, dtype = models.pick(cfg.device, cfg.dtype)
-    if device == "cuda" and cfg.dtype == "auto" and dtype == torch.float32 and cfg.method != "full":
-        dtype = torch.float16  # a T4: an adapter in fp32 on a base that computes in fp16
+    with watch.memory(cfg) as planned:
+        return _train(cfg, prepared, start or cfg.base, watching, planned)
+
+
+def _train(cfg, prepared, start, watching, planned):
+    """Do what `train` says; `planned` is filled with the forecast as soon as there is one."""
+    folder = cfg.folder
+    device, dtype = models.pick(cfg.device, cfg.dtype, cfg.method)
     seal = {"config": cfg.settings, "data": prepared.folder.name, "tokenizer": prepared.card["made_of"]["tokenizer"],
-            "weights": models.weights_digest(start), "dtype_used": str(dtype)}
+            "weights": models.weights_digest(start), "dtype_used": str(dtype), **(adapter.stands_on(cfg, start) if cfg.method != "full" else {})}
     seal = json.loads(json.dumps(seal))  # what the run depends on: if any of it changed, it does not go on
     if (folder / "config.json").exists() and (old := read_json(folder / "config.json")["seal"]) != seal:
         raise ValueError(f"{folder} holds a run with other inputs ({checkpoint.differences(old, seal)}); choose another out, or delete that folder")
     if cfg.finished:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # which a kill at the very end left
         return read_json(folder / "results.json")
-    record, cfg, tracker = cfg, replace(cfg, steps=prepared.steps), watch.Tracker(cfg)  # steps: what epochs came to
-    kind, shape = attention.kind_of(cfg, device, dtype), forecast.shape_of(start)
-    planned, peak_rate = forecast.forecast(cfg, shape, prepared, device), forecast.rate(device, dtype)
+    given, cfg = cfg, replace(cfg, steps=prepared.steps)  # what epochs came to
+    kind, shape, peak_rate = attention.kind_of(cfg, device, dtype), forecast.shape_of(start, cfg.template), forecast.rate(device, dtype)
+    planned |= forecast.forecast(cfg, shape, prepared, device)
+    room_for(cfg, planned, shape, device)
+    tracker = watch.Tracker(cfg)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     torch.manual_seed(cfg.seed)  # an adapter's first weights, and what it drops
@@ -62,11 +69,13 @@ def train(cfg, prepared, start=None, watching=None):
     if seal["tokenizer"] != (own := chatml.fingerprint(tokenizer)):
         raise ValueError(f"{prepared.folder} was made with another tokenizer or template ({seal['tokenizer']}, the model's is {own}); "
                          "prepare the rows again with this model")
-    preflight(attention.arrange(model, cfg, kind), prepared, tokenizer, cfg, folder, kind, planned)
+    preflight(attention.arrange(model, cfg, kind), prepared, tokenizer, cfg, folder, kind)
     saved = checkpoint.last(folder, seal)  # one of other inputs is refused before config.json says that this run is theirs
+    versions = {p: version(p) for p in ("orcalab", "torch", "transformers")} | {"python": platform.python_version(), "attention": kind, "compile": cfg.compile}
+    if saved and (odd := checkpoint.differences(saved[1].get("versions", versions), versions)):
+        print(f"{folder} goes on computed in another way ({odd}): losses may differ in their last digits from those of a run in one go", flush=True)
     write_json(folder / "config.json", {
-        **to_json(record), "seal": seal, "origin": origin, "dtype_used": str(dtype), "device_used": device, "attention_used": kind, "planned": planned,
-        "versions": {p: version(p) for p in ("orcalab", "torch", "transformers")} | {"python": platform.python_version()}})
+        **to_json(given), "seal": seal, "origin": origin, "dtype_used": str(dtype), "device_used": device, "attention_used": kind, "planned": planned, "versions": versions})
     optimizer, done, metrics = Optimizer(model, cfg, models.pad_rows(model, tokenizer), exact), 0, folder / "metrics.jsonl"
     exact.clear()
     if saved:
@@ -81,7 +90,8 @@ def train(cfg, prepared, start=None, watching=None):
     side.write_text("".join(json.dumps(line) + "\n" for line in lines))
     side.replace(metrics)
     lowest = min([x["held_out"] for x in lines if "held_out" in x], default=float("inf"))
-    with watch.memory(cfg, planned), open(metrics, "a", encoding="utf-8") as log, Progress(cfg.steps, f"train {cfg.name}") as bar:
+    adapter_weights = forecast.adapter_of(shape, cfg)
+    with tracker, open(metrics, "a", encoding="utf-8") as log, Progress(cfg.steps, f"train {cfg.name}") as bar:
         bar.resume(done)
         for step in range(done, cfg.steps):
             begun, first, lr = time.time(), step * cfg.packs_per_step, learning_rate(cfg, step)
@@ -100,16 +110,17 @@ def train(cfg, prepared, start=None, watching=None):
             total = sum(loss.item() for loss, _ in each)
             by, per_pack = watch.by_tag(prepared, members, packed, torch.cat([t for _, t in each]).float().cpu().numpy())
             wrong = watch.trouble(cfg, total / num_targets, [x["loss"] for x in lines])
-            norm = float("nan") if wrong else optimizer.step()
-            if not wrong and norm != norm or norm == float("inf"):
-                wrong = f"is {total / num_targets:.2f}, but its gradient is {norm}"
+            norm = None if wrong else optimizer.step()
+            if norm is not None and not math.isfinite(norm):  # fp16 has little room, so there a few such steps may pass without an update
+                norm = None if dtype == torch.float16 and any(x["grad_norm"] is not None for x in [{"grad_norm": 0}, *lines][-4:]) else norm
+                wrong = "" if norm is None else f"is {total / num_targets:.2f}, but its gradient is {norm}"
             if wrong:
                 raise ValueError(f"the loss {wrong} at step {step + 1}: {watch.suspects(prepared, members, per_pack, first)}. Look at these rows; lower lr ({cfg.lr}) "
-                                 f"or raise spike ({cfg.spike:g}), in another out; the last good checkpoint is in {folder / 'checkpoints'}")
+                                 f"in another out, or raise spike ({cfg.spike:g}) and start again; the last good checkpoint is in {folder / 'checkpoints'}")
             seconds = time.time() - begun
-            work = forecast.flops(shape, tokens, num_targets, [len(prepared.examples[i][0]) for m in members for i in m], cfg.method)
+            work = forecast.flops(shape, tokens, num_targets, [len(prepared.examples[i][0]) for m in members for i in m], cfg.method, adapter_weights)
             line = {"step": step + 1, "loss": total / num_targets, "lr": lr, "grad_norm": norm, "tokens": tokens, "targets": num_targets, "seconds": seconds,
-                    "tokens_per_s": tokens / seconds, "targets_per_s": num_targets / seconds, "mfu": work / seconds / peak_rate, "lost_updates": optimizer.lost,
+                    "tokens_per_s": tokens / seconds, "targets_per_s": num_targets / seconds, "mfu": work / seconds / peak_rate, "lost_updates": None if norm is None else optimizer.lost,
                     "peak_gib": peak_gib(device), "by": by}
             if cfg.eval_every and ((step + 1) % cfg.eval_every == 0 or step + 1 == cfg.steps):
                 line |= watch.look(model, prepared, tokenizer, cfg, kind)
@@ -124,8 +135,7 @@ def train(cfg, prepared, start=None, watching=None):
             better = better and cfg.final == "best"
             if better or (step + 1) % cfg.save_every == 0 and step + 1 < cfg.steps:
                 os.fsync(log.fileno())  # never fewer lines than the checkpoint has steps
-                checkpoint.save(folder, step + 1, {**optimizer.state(), **checkpoint.rng()}, {"step": step + 1, "seal": seal}, cfg.keep, better)
-    tracker.close()
+                checkpoint.save(folder, step + 1, {**optimizer.state(), **checkpoint.rng()}, {"step": step + 1, "seal": seal, "versions": versions}, cfg.keep, better)
     if cfg.final == "best":
         if not (saved := checkpoint.best(folder, seal)):
             raise ValueError(f"the best checkpoint of {folder} is broken; with final 'last', in another out, the last weights are kept")

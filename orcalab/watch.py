@@ -57,7 +57,7 @@ def look(model, prepared, tokenizer, cfg, kind, asked=4, longest=256):
         targets += packed.num_targets
     ends, said = sorted({chatml.marks(tokenizer)[-1], tokenizer.eos_token_id}), []
     model.set_attn_implementation("sdpa")
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+    with torch.no_grad():
         for i in held[:asked]:
             ids, mask = prepared.examples[int(i)]
             if first := int(np.argmax(mask)):
@@ -92,19 +92,23 @@ def suspects(prepared, members, per_pack, first, most=3):
 
 
 @contextmanager
-def memory(cfg, planned):
-    """Turn a GPU's running out of memory into what was planned and what to change, and let go of what the failed step held, so that a notebook can try again."""
-    full = None
+def memory(cfg):
+    """Turn a GPU's running out of memory into what was planned and what to change, and let go of what the failed work held, so that a notebook can try again.
+
+    Gives a dictionary to be filled with the forecast.
+    """
+    planned, full = {}, None
     try:
-        yield
+        yield planned
     except torch.OutOfMemoryError as e:
         full = str(e).split(". ")[0]
-        traceback.clear_frames(e.__traceback__)
+        traceback.clear_frames(e.__traceback__)  # of functions that have ended, as the work in here has
     if full:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        raise MemoryError(f"{full}. {planned['peak_gib']:.1f} GiB were planned for {cfg.name} ({', '.join(f'{k} {v:.1f}' for k, v in planned['gib'].items())}); choose recompute 1, a smaller "
-                          f"batch_size ({cfg.batch_size}), update backward, or method qlora; the last good checkpoint stays")
+        told = f"{planned['peak_gib']:.1f} GiB were planned ({', '.join(f'{k} {v:.1f}' for k, v in planned['gib'].items())})" if planned else "nothing was planned yet"
+        raise MemoryError(f"{full}. For {cfg.name} {told}. `orcalab plan` says what other settings need: recompute 1 (now {cfg.recompute}), batch_size 1 (now {cfg.batch_size}), "
+                          f"update backward (now {cfg.update}), method qlora (now {cfg.method}); the last good checkpoint stays")
 
 
 class Tracker:
@@ -134,6 +138,9 @@ class Tracker:
         elif self.to is not None:
             self.to.log(numbers, step=line["step"])
 
-    def close(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
         if self.to is not None:
             self.to.close() if self.kind == "tensorboard" else self.to.finish()

@@ -99,7 +99,7 @@ def test_metrics_and_results_and_config_tell_what_happened(stage):
     assert results["last_loss"] == pytest.approx(sum(r["loss"] for r in rows[-2:]) / 2) and results["steps"] == 5
     card = config.read_json(cfg.folder / "config.json")
     assert card["origin"]["from"] == "tiny-random" and card["seal"]["data"] == prepared.folder.name and card["dtype_used"] == "torch.float32"
-    assert {k: card[k] for k in config.to_json(cfg)} == config.to_json(cfg) and set(card["versions"]) == {"orcalab", "torch", "transformers", "python"}
+    assert {k: card[k] for k in config.to_json(cfg)} == config.to_json(cfg) and set(card["versions"]) == {"orcalab", "torch", "transformers", "python", "attention", "compile"}
     assert not (cfg.folder / "checkpoints").exists()
 
 
@@ -159,7 +159,7 @@ def test_a_changed_tokenizer_is_refused(stage, tmp_path, tiny):
     models.save(tmp_path / "other", *tiny)
     with pytest.raises(ValueError, match="was made with another tokenizer .*; prepare the rows again with this model"):
         train.train(cfg, prepared, tmp_path / "other")
-    assert not cfg.folder.exists()
+    assert not (cfg.folder / "config.json").exists()
 
 
 # --------------------------------------------------------------------------------------------- bad numbers
