@@ -220,10 +220,8 @@ def test_the_recipes_fit_the_cards_that_they_are_for():
     assert peak("orca2_7b") > 100
 
 
-def made_up(shape):
-    """Return a model of some shape in bf16 whose tensors have sizes and no memory; called under FakeTensorMode."""
-    with torch.device("meta"):
-        model = llama(shape, torch.bfloat16)
+def made_up(model):
+    """Give a model on the meta device tensors that have a place and a size, and no memory; called under FakeTensorMode."""
     for module in model.modules():
         for kind in (module._parameters, module._buffers):
             for name, t in kind.items():
@@ -239,8 +237,10 @@ def test_7b_and_13b_take_what_is_planned(pages, monkeypatch, base, settings):
     cfg, shape = Config(base="tiny-random", **{"seq_len": 4096, "recompute": 1, "optimizer": "adamw_bf16", "compile": "no", **settings}), forecast.shape_of(base)
     monkeypatch.setattr(optim, "CHUNK", {"cpu": optim.CHUNK["cuda"]})
     tokens, chunk = cfg.batch_size * cfg.seq_len, 2**26 // shape.vocabulary
+    with torch.device("meta"):
+        model = llama(shape, torch.bfloat16)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = attention.arrange(made_up(shape).train(), cfg, "varlen")
+        model = attention.arrange(made_up(model).train(), cfg, "varlen")
         ids, at = torch.zeros(tokens, dtype=torch.int32), torch.zeros(tokens // 2, dtype=torch.long)
         with Live(*model.parameters()) as live:
             optimizer = optim.Optimizer(model, cfg)

@@ -73,10 +73,10 @@ def test_steps_equal_a_plain_loop(stage):
     assert want[-1]["grad_norm"] > cfg.clip  # so that clipping was at work
 
 
-@pytest.mark.parametrize("shape", [(2, 1), (1, 2)])
-def test_accumulation_changes_nothing(stage, shape, recipe, tokenizer):
-    one, prepared = stage(name="stage1_flan", batch_size=4, accum=1)
-    two = replace(one, batch_size=shape[0], accum=4 // shape[0], out=one.out + "b")
+@pytest.mark.parametrize("packs", [4, 1])
+def test_accumulation_changes_nothing(stage, packs):
+    one, prepared = stage(name="stage1_flan", batch_size=8, accum=1, seq_len=256)
+    two = replace(one, batch_size=packs, accum=8 // packs, out=one.out + "b")
     train.train(one, prepared)
     train.train(two, replace(prepared))
     for a, b in zip(lines(one), lines(two), strict=True):
@@ -233,3 +233,61 @@ def test_epochs_decide_how_many_steps_there_are(tmp_path, recipe):
     prepared = corpus.prepare(recipe, cfg, models.load_tokenizer("tiny-random"))
     assert len(prepared.plan) == 3 * prepared.steps and np.bincount(prepared.plan.members).min() >= 2
     assert train.train(cfg, prepared)["steps"] == prepared.steps > 1
+
+
+# ------------------------------------------------------------------------------------------------- adapters
+
+@pytest.mark.parametrize("how", [{"method": "qlora", "lora_dropout": 0.2, "recompute": 1, "dtype": "bf16"}, {"method": "lora", "dtype": "fp16", "accum": 2}, {"optimizer": "adamw_8bit", "dtype": "bf16"}])
+def test_a_broken_off_run_of_any_kind_goes_on_to_the_same_bytes(stage, tmp_path, how, capsys):
+    whole, prepared = stage(steps=6, save_every=2, lora_rank=4, warmup=0, lr=1e-3, **how)
+    results = train.train(whole, prepared)
+    broken = replace(whole, out=str(tmp_path / "broken"))
+
+    def stop(line):
+        if line["step"] == 5:
+            raise KeyboardInterrupt  # as a person would, in the middle
+
+    with pytest.raises(KeyboardInterrupt):
+        train.train(broken, prepared, watching=stop)
+    assert not broken.finished
+    torch.manual_seed(99)  # what is drawn hangs on the run alone
+    train.train(broken, prepared)
+    drop = ("seconds", "tokens_per_s", "targets_per_s", "mfu", "peak_gib")
+    assert [{k: v for k, v in x.items() if k not in drop} for x in lines(whole)] == [{k: v for k, v in x.items() if k not in drop} for x in lines(broken)]
+    for folder in ("adapter", "model") if "method" in how else ("model",):
+        a, b = ((c.folder / folder / f"{'adapter_' * (folder == 'adapter')}model.safetensors").read_bytes() for c in (whole, broken))
+        assert a == b and len(a) > 1000
+    assert results["last_loss"] < results["first_loss"]
+    if "method" in how:
+        assert results["merged"]["same_top"] > 0.9 and "merged stage2_chatgpt: logits differ by at most" in capsys.readouterr().out
+
+
+def test_a_stage_with_an_adapter_is_sealed_with_what_it_stands_on(stage, tmp_path):
+    one, prepared = stage(method="lora", lora_rank=4, steps=2)
+    train.train(one, prepared)
+    two, ready = stage(name="stage3_gpt4", method="lora", lora_rank=4, steps=2)
+    train.train(two, ready, one.folder / "model")
+    seal = config.read_json(two.folder / "config.json")["seal"]
+    assert seal["base"] == "seed 0" and len(seal["adapter"]) == 16
+    file = one.folder / "adapter" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\0")
+    with pytest.raises(ValueError, match=r"holds a run with other inputs \(adapter: '[0-9a-f]{16}' -> '[0-9a-f]{16}'\)"):
+        train.train(two, ready, one.folder / "model")
+
+
+def test_another_way_of_computing_is_told_when_a_run_goes_on(stage, capsys):
+    cfg, prepared = stage(steps=4, save_every=2)
+
+    def stop(line):
+        if line["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train.train(cfg, prepared, watching=stop)
+    state = cfg.folder / "checkpoints" / "step-000002" / "state.json"
+    made = config.read_json(state)
+    made["note"]["versions"]["torch"] = "2.0"
+    made.pop("digest")
+    config.write_json(state, {**made, "digest": config.digest(made, 64)})
+    train.train(cfg, prepared)
+    assert f"goes on computed in another way (torch: '2.0' -> '{torch.__version__}'): losses may differ in their last digits" in capsys.readouterr().out
