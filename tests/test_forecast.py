@@ -235,7 +235,7 @@ def made_up(model):
 @pytest.mark.parametrize("base, settings", [(SEVEN, {"batch_size": 2, "accum": 3}), (SEVEN, {"recompute": 0}), (THIRTEEN, {"update": "backward", "clip": 0.0, "batch_size": 4})])
 def test_7b_and_13b_take_what_is_planned(pages, monkeypatch, base, settings):
     cfg, shape = Config(base="tiny-random", **{"seq_len": 4096, "recompute": 1, "optimizer": "adamw_bf16", "compile": "no", **settings}), forecast.shape_of(base)
-    monkeypatch.setattr(optim, "CHUNK", {"cpu": optim.CHUNK["cuda"]})
+    monkeypatch.setitem(optim.CHUNK, "cpu", optim.CHUNK["cuda"])
     tokens, chunk = cfg.batch_size * cfg.seq_len, 2**26 // shape.vocabulary
     with torch.device("meta"):
         model = llama(shape, torch.bfloat16)
