@@ -1,6 +1,5 @@
 """Packed examples kept apart, and how a model's layers are computed while it learns: compiled, twice, their activations elsewhere."""
 
-import ctypes
 import inspect
 from functools import lru_cache, partial
 
@@ -163,8 +162,6 @@ def arrange(model, cfg, kind):
             layer.forward = _learning(layer, fast, again)
     if cfg.offload in ("activations", "both"):
         decoder.forward = _elsewhere(decoder.forward, {p.untyped_storage().data_ptr() for p in model.parameters()})
-    if device == "cpu":
-        keep_pages()
     return isolate(model, kind)
 
 
@@ -193,13 +190,3 @@ def _elsewhere(forward, weights):
         with torch.autograd.graph.saved_tensors_hooks(away, back):
             return forward(*args, **more)
     return run
-
-
-def keep_pages():
-    """Let the C library keep what is freed: a step asks for the same memory as the one before, and fresh pages cost it about 8 % of its time."""
-    try:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large tensor
-        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: give nothing back
-    except (OSError, AttributeError, TypeError):
-        pass  # another C library

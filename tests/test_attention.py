@@ -1,6 +1,5 @@
 """attention.py: packed documents never see each other, in any kind of attention; computing layers in another way changes no bit; nothing is compiled twice."""
 
-import platform
 from functools import partial
 
 import pytest
@@ -277,14 +276,3 @@ def test_packs_of_other_documents_are_not_compiled_again(kernels, tiny, monkeypa
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=5e-6)
     assert counters["stats"]["unique_graphs"] == 1  # one program for all layers
     torch._dynamo.reset()
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library's own settings")
-def test_memory_that_is_freed_is_kept(tiny):
-    import resource
-    attention.arrange(tiny[0], Config(), "documents")
-    faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(4):
-        before = faults()
-        [torch.ones(2**21) for _ in range(8)]  # 64 MiB, 16,384 pages, as a step's activations come and go
-    assert faults() - before < 2000
