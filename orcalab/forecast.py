@@ -22,7 +22,7 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 ROW = 758  # tokens of an example, where rows are not here: Orca 1 packs 2.7 of them into 2,048
 MFU = {"full": 0.5, "lora": 0.45, "qlora": 0.45}  # share of the peak rate that we assume to reach
 PROCESS = 0.53  # GiB of Python, torch and other libraries on a CPU, measured
-HEAP = 0.2  # share of the tensors that the C library holds beside them on a CPU (attention.keep_pages), measured
+HEAP = 0.2  # share of the tensors that the C library holds beside them on a CPU, for it does not give all back that is freed; measured
 CONTEXT = 0.5  # GiB that CUDA takes for itself, and torch does not count
 # Dense peak of the tensor cores in 16 bits and of plain fp32, FLOP/s, from the makers' data sheets; GiB that torch finds there; whether it has bf16
 DEVICES = {"A100-40": (312e12, 19.5e12, 39.4, True), "A100-80": (312e12, 19.5e12, 79.2, True), "H100": (989e12, 67e12, 79.2, True), "H100-PCIe": (756e12, 51e12, 79.2, True),

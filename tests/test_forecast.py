@@ -105,12 +105,6 @@ def counted(shape, lengths, dtype, tokenizer, **settings):
     return cfg, [tokens, tokens // 2, sum(n * n for n in lengths)], {**found, "peak": live.peak}, optimizer
 
 
-@pytest.fixture
-def pages(monkeypatch):
-    """Leaves the C library's memory as it is: for the process that runs all tests it would be for good."""
-    monkeypatch.setattr(attention, "keep_pages", lambda: None)
-
-
 # ---------------------------------------------------------------------------------------------- shape and work
 
 def test_shapes_are_those_of_the_models():
@@ -178,7 +172,7 @@ CASES = [("bf16", {}), ("fp32", {}), ("bf16", {"tied": True, "accum": 2}), ("bf1
 
 
 @pytest.mark.parametrize("dtype, settings", CASES, ids=lambda x: x if isinstance(x, str) else "-".join(f"{k}={v}" for k, v in x.items()) or "plain")
-def test_memory_is_planned_as_it_is_taken(pages, tokenizer, dtype, settings):
+def test_memory_is_planned_as_it_is_taken(tokenizer, dtype, settings):
     shape, settings = small(settings.get("tied", False)), {k: v for k, v in settings.items() if k != "tied"}
     cfg, batch, found, optimizer = counted(shape, [256] * 4, forecast.TYPES[dtype], tokenizer, **settings)
     planned = forecast.memory(cfg, shape, batch, dtype, cpu=True)
@@ -233,7 +227,7 @@ def made_up(model):
 
 @pytest.mark.long
 @pytest.mark.parametrize("base, settings", [(SEVEN, {"batch_size": 2, "accum": 3}), (SEVEN, {"recompute": 0}), (THIRTEEN, {"update": "backward", "clip": 0.0, "batch_size": 4})])
-def test_7b_and_13b_take_what_is_planned(pages, monkeypatch, base, settings):
+def test_7b_and_13b_take_what_is_planned(monkeypatch, base, settings):
     cfg, shape = Config(base="tiny-random", **{"seq_len": 4096, "recompute": 1, "optimizer": "adamw_bf16", "compile": "no", **settings}), forecast.shape_of(base)
     monkeypatch.setitem(optim.CHUNK, "cpu", optim.CHUNK["cuda"])
     tokens, chunk = cfg.batch_size * cfg.seq_len, 2**26 // shape.vocabulary
