@@ -86,13 +86,14 @@ def block(runs):
             "|---|---|---|---|---|---|---|"]
     for r in runs:
         s = {x["student"]: x for x in r["scores"]}
-        text.append(f"| {r['seed']} | {s['base']['macro']:.1%} | {s[EXPLAINED]['macro']:.1%} | {s[ANSWERS]['macro']:.1%} | {points(r['difference'])} "
+        text.append(f"| {r['seed']}{'*' if r.get('note') else ''} | {s['base']['macro']:.1%} | {s[EXPLAINED]['macro']:.1%} | {s[ANSWERS]['macro']:.1%} | {points(r['difference'])} "
                     f"| {r['minutes']} | {r['peak_gib']} GiB |")
     s = {x["student"]: x for x in first["scores"]}
     both = [next(x for x in first["stages"] if x["name"] == n) for n in (EXPLAINED, ANSWERS)]
     lost = [t for t, d in first["difference"]["by_task"].items() if d < 0]
     busy = [str(r["seed"]) for r in runs if r.get("beside_other_work")]
     beside = f"While seed {' and '.join(busy)} was recorded, other work used the same cores; alone, the same steps took 20 to 22 minutes (LOG.md)." if busy else ""
+    text += [f"\n\\* {r['note']}" for r in runs if r.get("note")]
     text += ["", f"Macro accuracy over {len(s['base']['by_task'])} tasks, {s['base']['questions']} held-out questions a student; in brackets the 95 % interval of a "
              f"paired bootstrap. Both students start from stage 2 and are trained for as many tokens ({both[0]['tokens']:,} and "
              f"{both[1]['tokens']:,}; of these {both[0]['targets']:,} and {both[1]['targets']:,} are learned, since a bare answer is short). "

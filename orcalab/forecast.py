@@ -75,23 +75,18 @@ def shape_of(base, template=None):
 
 # ------------------------------------------------------------------------------------------------ devices
 
-def known(device):
-    """Return the name in DEVICES that a device's name means, as a person or as torch writes it, or "".
-
-    >>> known("NVIDIA A100-SXM4-80GB"), known("Tesla T4"), known("NVIDIA H100 PCIe")
-    ('A100-80', 'T4', 'H100-PCIe')
-    """
-    words = lambda text: {w.removesuffix("gb") for w in re.split(r"[^a-z0-9]+", text.lower())}
-    return max((name for name in DEVICES if words(name) <= words(device)), key=len, default="")
-
-
 def named(device):
-    """Return (name, whether it is the device of this machine): "cuda" by the name that torch has for it; raise for a name that nobody knows."""
-    here = device in ("cpu", "cuda")
-    name = torch.cuda.get_device_name() if device == "cuda" else device
-    if not here and not known(name):
+    """Return (name, whether it is this machine's) of a device, as a person or torch writes it; "cuda" is the one that torch sees. Raise for what nobody knows.
+
+    >>> named("NVIDIA A100-SXM4-80GB"), named("Tesla T4"), named("cpu")
+    (('A100-80', False), ('T4', False), ('cpu', True))
+    """
+    here, name = device in ("cpu", "cuda"), torch.cuda.get_device_name() if device == "cuda" else device
+    words = lambda text: {w.removesuffix("gb") for w in re.split(r"[^a-z0-9]+", text.lower())}
+    known = max((n for n in DEVICES if words(n) <= words(name)), key=len, default="")
+    if not here and not known:
         raise ValueError(f"no device named {device!r}{nearest(device, [n for n in DEVICES if n.startswith(device)] or [*DEVICES, 'cpu', 'cuda'])}")
-    return known(name) or name, here
+    return known or name, here
 
 
 @lru_cache
@@ -123,11 +118,9 @@ def room(device):
         return DEVICES[name][2] - CONTEXT
     if device == "cuda":
         return (torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()) / GIB
-    try:
-        kib = lambda path, key: int(re.search(rf"{key}:\s+(\d+)", Path(path).read_text())[1]) / 2**20
-        return kib("/proc/meminfo", "MemAvailable") + kib("/proc/self/status", "VmRSS")
-    except OSError:
+    if not Path("/proc/meminfo").exists():  # not Linux
         return float("inf")
+    return sum(int(re.search(rf"{key}:\s+(\d+)", Path(path).read_text())[1]) for path, key in (("/proc/meminfo", "MemAvailable"), ("/proc/self/status", "VmRSS"))) / 2**20
 
 
 # -------------------------------------------------------------------------------------------------- work
@@ -150,11 +143,8 @@ def flops(shape, tokens, targets, lengths, method="full", adapter=0):
 
 def adapter_of(shape, cfg):
     """Return how many weights a stage's adapter has, without the few rows of new tokens: rank x (in + out) for each linear layer; 0 if all weights learn."""
-    if cfg.method == "full":
-        return 0
-    w, q, kv, inner = shape.width, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.inner
-    layer = 2 * (w + q) + 2 * (w + kv) + 3 * (w + inner)
-    return cfg.lora_rank * (shape.layers * layer + (w + shape.vocabulary) * (cfg.lora_on == "head"))
+    both = 7 * shape.width + 2 * (shape.heads + shape.kv_heads) * shape.head_dim + 3 * shape.inner
+    return (cfg.method != "full") * cfg.lora_rank * (shape.layers * both + (shape.width + shape.vocabulary) * (cfg.lora_on == "head"))
 
 
 def work(cfg, prepared=None, rows=0):
@@ -283,7 +273,7 @@ def forecast(cfg, shape, prepared=None, device="", rows=0):
 
 
 def lighter(cfg):
-    """Return what can be changed so that a stage takes less memory, in the order of what it costs: each a dictionary of settings."""
+    """Return settings with which a stage takes less memory, in the order of what they cost."""
     again = {"recompute": 1}
     small = {**again, "batch_size": 1, "accum": cfg.packs_per_step if cfg.update == "step" else 1}
     eight = {**small, "optimizer": "adamw_8bit"}
@@ -314,11 +304,7 @@ def fits(cfg, planned, device):
 
 
 def describe(stages, shape, device="", prepared={}, rows={}):
-    """Return the forecasts of stages as text for a terminal, 100 columns wide.
-
-    Args:
-        prepared, rows: of some stages, by name, as in `forecast`.
-    """
+    """Return the forecasts of stages as text for a terminal, 100 columns wide; `prepared` and `rows` are those of `forecast`, by the stages' names."""
     out, short = [], lambda n: next((f"{n / k:,.2f} {word}" for k, word in ((1e9, "billion"), (1e6, "million")) if n >= k), f"{n:,}")
     for cfg in stages:
         f = forecast(cfg, shape, prepared.get(cfg.name), device, rows.get(cfg.name, 0))

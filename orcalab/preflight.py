@@ -84,7 +84,7 @@ def preflight(model, prepared, tokenizer, cfg, folder, kind="documents"):
     write_json(folder / "preflight.json", report)
     if report["difference"] > limit or leak > 0:
         raise ValueError(f"packed examples see each other: loss {both:.4f} packed, {apart:.4f} alone (limit {limit}), leak "
-                         f"{leak:.2g}. The attention of this model does not pass through attention.attend")
+                         f"{leak:.2g}. The attention of this model does not pass through those of attention.KINDS")
     if abs(own - first) > limit * max(1, own):
         raise ValueError(f"the first {len(several)} examples lose {first:.4f} here and {own:.4f} in the model's own forward pass (limit {limit} of it): this "
                          "model's attention or logits have a part (a window, a cap, a scale, a bias) that attention.py does not know")
