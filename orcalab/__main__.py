@@ -134,6 +134,8 @@ def train(recipe="laptop", stage=None, **given):
         print(card.summary(ready[-1].card, ready[-1].steps), flush=True)
     for cfg, prepared in zip(stages, ready):
         start = None if cfg.start == "base" else rec.stage(cfg.start).folder / "model"
+        if cfg.finished:
+            print(f"{cfg.name} is trained already ({cfg.folder}): nothing is done again", flush=True)
         result = trainer.train(cfg, prepared, start)
         print(f"{cfg.name}: loss {result['first_loss']:.3f} -> {result['last_loss']:.3f}, {result['tokens']} tokens, "
               f"{result['tokens_per_s']:.0f} tokens/s; {result['peak_gib']:.2f} GiB at its peak, {result['planned_gib']:.2f} planned", flush=True)
@@ -302,7 +304,7 @@ def main(words=None):
         print(f"orcalab: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("\nstopped; the same command goes on from the last checkpoint, if there is one yet", file=sys.stderr)
         return 130
 
 

@@ -65,7 +65,7 @@ def apart_of(lengths, seq_len, device, kind):
 
 # ------------------------------------------------------------------------------------------- attention
 
-@lru_cache(512)
+@lru_cache(64)  # as many as one batch asks for again and again; of every length that comes by they would be a gigabyte
 def _mask(length, groups, dtype, device):
     """Return -inf above the diagonal, repeated for the query heads that share a key head."""
     return torch.full((length, length), float("-inf"), dtype=dtype, device=device).triu(1).repeat(groups, 1)

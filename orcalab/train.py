@@ -83,6 +83,7 @@ def _train(cfg, prepared, start, watching, planned):
         optimizer.load({k: t for k, t in tensors.items() if not k.startswith("rng.")})
         checkpoint.set_rng(tensors)
         done = note["step"]
+        print(f"{cfg.name} goes on behind step {done}, from its checkpoint", flush=True)
     lines = [json.loads(x) for x in metrics.read_text().splitlines()[:done]] if metrics.exists() else []
     if len(lines) < done:
         raise ValueError(f"{metrics} has {len(lines)} lines, the checkpoint is of step {done}: delete {folder} to start afresh")
