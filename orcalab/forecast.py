@@ -24,7 +24,7 @@ MFU = {"full": 0.5, "lora": 0.45, "qlora": 0.45}  # share of the peak rate that 
 PROCESS = 0.53  # GiB of Python, torch and other libraries on a CPU, measured
 HEAP = 0.2  # share of the tensors that the C library holds beside them on a CPU, for it does not give all back that is freed; measured
 CONTEXT = 0.5  # GiB that CUDA takes for itself, and torch does not count
-# Dense peak of the tensor cores in 16 bits and of plain fp32, FLOP/s, from the makers' data sheets; GiB that torch finds there; whether it has bf16
+# Dense peak of the tensor cores in 16 bits and of plain fp32, FLOP/s, as their makers give them, to our knowledge (looked up: RTX-4090's FLOP/s); GiB that torch finds there; whether it has bf16
 DEVICES = {"A100-40": (312e12, 19.5e12, 39.4, True), "A100-80": (312e12, 19.5e12, 79.2, True), "H100": (989e12, 67e12, 79.2, True), "H100-PCIe": (756e12, 51e12, 79.2, True),
            "H200": (989e12, 67e12, 139.7, True), "L4": (121e12, 30.3e12, 22.0, True), "L40S": (362e12, 91.6e12, 44.4, True), "A10G": (70e12, 31.2e12, 22.0, True),
            "RTX-4090": (165e12, 82.6e12, 23.5, True), "RTX-3090": (71e12, 35.6e12, 23.5, True), "A6000": (155e12, 38.7e12, 47.4, True), "T4": (65e12, 8.1e12, 14.6, False),
