@@ -95,7 +95,7 @@ def inject(model, tokenizer, cfg, base):
         decoder.forward = torch.autocast(model.device.type, dtype)(decoder.forward)
 
 
-def earlier(cfg, start):
+def earlier(cfg, start, say=False):
     """Return (folder, orcalab.json) of the adapter behind a stage's merged model, if cfg asks for its shape, else (None, {}).
 
     Raises:
@@ -106,7 +106,8 @@ def earlier(cfg, start):
         return None, {}
     note = read_json(folder / "orcalab.json")
     if odd := [f"{k}: {note[k]!r} -> {getattr(cfg, k)!r}" for k in SHAPE if note[k] != getattr(cfg, k)]:
-        print(f"{folder} is not trained on ({', '.join(odd)}): {cfg.name} begins a new adapter on {start}", flush=True)
+        if say:
+            print(f"{folder} is not trained on ({', '.join(odd)}): {cfg.name} begins a new adapter on {start}", flush=True)
         return None, {}
     try:
         now = models.weights_digest(note["base"])
@@ -135,7 +136,7 @@ def load(cfg, start, dtype, device):
     Raises:
         ValueError: the adapter was trained with another vocabulary or tokenizer than its base has, or in other layers.
     """
-    folder, was = earlier(cfg, start)
+    folder, was = earlier(cfg, start, say=True)
     base = was.get("base", str(start))
     model, tokenizer, origin = load_base(base, cfg, dtype, device)
     model.note = {"base": base, "digest": origin["digest"], **{k: getattr(cfg, k) for k in SHAPE}, "vocabulary": model.config.vocab_size,

@@ -36,6 +36,7 @@ CHOICES = {
 }
 
 
+ROW = 758  # tokens of an example where nothing is known: Orca 1 packs 2.7 of them into 2,048
 BASES = ("smollm2-135m", "tiny-random", "llama-standin")  # base models known by name (the last is a tokenizer alone); others are hub ids or folders
 
 

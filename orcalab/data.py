@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from orcalab import card, chatml, hygiene, packing, workers
-from orcalab.config import RowError, digest, listed, write_json
+from orcalab.config import ROW, RowError, digest, listed, write_json
 from orcalab.dress import dress, dressed, single, solved  # noqa: F401  rooms that one thinks of as this one's
 from orcalab.mixture import BLOCK, Mixture
 from orcalab.prepared import Prepared, values_of, audit, leaks, open_prepared, read_shard, write_shard  # noqa: F401
@@ -148,7 +148,7 @@ def shards(rows, cfg, encoder, folder, overlap=None):
     Rows of a Mixture go through several processes, whose number changes nothing but the time; shards that are there already stay.
     """
     wanted, tokens, path = cfg.steps * cfg.tokens_per_step * 1.02 or float("inf"), 0, None
-    wanted += cfg.held_out * min(cfg.seq_len, 758)  # as long as Orca 1's examples
+    wanted += cfg.held_out * min(cfg.seq_len, ROW)
     if not isinstance(rows, Mixture):
         made = dressed(rows, cfg)
         for number in count():

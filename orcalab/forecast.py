@@ -14,12 +14,11 @@ import numpy as np
 import torch
 
 from orcalab import model as models, optim
-from orcalab.config import change, nearest
+from orcalab.config import ROW, change, nearest
 
 GIB = 2**30
 KINDS = ("weights", "adapter", "masters", "optimizer", "gradients", "activations", "loss", "temporary", "process")
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-ROW = 758  # tokens of an example, where rows are not here: Orca 1 packs 2.7 of them into 2,048
 MFU = {"full": 0.5, "lora": 0.45, "qlora": 0.45}  # share of the peak rate that we assume to reach
 PROCESS = 0.53  # GiB of Python, torch and other libraries on a CPU, measured
 HEAP = 0.2  # share of the tensors that the C library holds beside them on a CPU, for it does not give all back that is freed; measured
@@ -203,7 +202,7 @@ def memory(cfg, shape, batch, dtype="bf16", cpu=False):
     in_matrix = 0.5 + 1 / 64 + 4 / (64 * 256) if cfg.method == "qlora" else b
     kept = {"weights": shape.matrices * in_matrix + (shape.tables + shape.vectors) * b, "adapter": 0 if full else 4 * learn,
             "masters": 0 if away or own or cfg.optimizer != "adamw" else 4 * learn,
-            "optimizer": 0 if away else learn * {"adamw": 8, "adamw_8bit": 2 + 8 / 256}.get(cfg.optimizer, 4)}
+            "optimizer": 0 if away else learn * optim.MOMENTS[cfg.optimizer]}
     # the update: bytes for each weight that is changed at the same time, of optim.Optimizer and, where it is not compiled, counted
     largest, table, on = max(shape.table, shape.width * shape.inner) if full else cfg.lora_rank * (shape.width + shape.inner), shape.table * b, "cpu" if cpu else "cuda"
     each = {"adamw": 0 if own else 4, "adamw_bf16": 32, "adamw_bf16_sr": 38, "adamw_8bit": 21} | ({} if cpu or cfg.compile == "no" else {"adamw_bf16": 6, "adamw_bf16_sr": 6, "adamw_8bit": 14})

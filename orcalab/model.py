@@ -5,6 +5,7 @@ import json
 import shutil
 import tempfile
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -222,8 +223,13 @@ def weights_digest(name):
     if not Path(source).is_dir():
         from transformers import AutoConfig
         return getattr(AutoConfig.from_pretrained(source), "_commit_hash", None) or ""
+    return _digest(tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(Path(source).iterdir()) if p.suffix in (".safetensors", ".bin")))
+
+
+@lru_cache(16)  # a stage asks several times, and 7B weights take half a minute
+def _digest(files):
     seal = hashlib.sha256()
-    for path in sorted(p for p in Path(source).iterdir() if p.suffix in (".safetensors", ".bin")):
+    for path, *_ in files:
         with open(path, "rb") as f:
             hashlib.file_digest(f, lambda: seal)
     return seal.hexdigest()[:16]

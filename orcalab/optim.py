@@ -11,6 +11,7 @@ B1, B2, EPS = 0.9, 0.95, 1e-8  # AdamW's
 BLOCK, SMALL = 256, 4096  # elements that share a scale in 8 bits; a tensor below SMALL keeps fp32 moments (both as in bitsandbytes)
 CHUNK = {"cpu": 2**16, "cuda": 2**24}  # elements of a weight without master that are updated at once (on a CPU as many as its cache holds)
 PART = {"cpu": 2**20, "cuda": 2**26}  # elements of several weights with masters that are
+MOMENTS = {"adamw": 8, "adamw_bf16": 4, "adamw_bf16_sr": 4, "adamw_8bit": 2 + 8 / BLOCK}  # bytes of them for each weight
 SEEN = 65_536  # elements that the lost-update meter looks at
 
 

@@ -5,10 +5,9 @@ import math
 import numpy as np
 import torch
 
-from orcalab import attention, chatml, forecast, loss, model as models, packing
+from orcalab import attention, chatml, forecast, loss, model as models, optim, packing
 from orcalab.config import write_json
 
-BYTES = {"adamw": 12, "adamw_bf16": 6, "adamw_bf16_sr": 6, "adamw_8bit": 4.1}  # of a checkpoint, for each weight that is trained
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}  # nats per target
 
 
@@ -22,7 +21,8 @@ def room_for(cfg, planned, shape, device):
         raise ValueError(advice)
     number = cfg.keep + 1 + (cfg.final == "best")
     learned = shape.weights if cfg.method == "full" else forecast.adapter_of(shape, cfg)
-    models.need_space(cfg.folder, (number * BYTES[cfg.optimizer] * learned + 4 * shape.weights) / 2**30 + 0.05, f"{number} checkpoints and the model")
+    each = optim.MOMENTS[cfg.optimizer] + (2 if cfg.optimizer != "adamw" and cfg.method == "full" and planned["dtype"] == "bf16" else 4)  # moments, and the weight or its master
+    models.need_space(cfg.folder, (number * each * learned + 4 * shape.weights) / 2**30 + 0.05, f"{number} checkpoints and the model")
 
 
 def preflight(model, prepared, tokenizer, cfg, folder, kind="documents"):

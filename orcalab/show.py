@@ -67,7 +67,7 @@ def training(folder):
     """
     lines, name, of = metrics(folder), Path(folder).name, _steps(folder)
     steps, loss, last, colour = [x["step"] for x in lines], [x["loss"] for x in lines], lines[-1], COLOURS.get(name, BLUE)
-    heads = [f"{what}: {last.get(key, 0):{form}}" + (f", MFU {last['mfu']:.0%}" if "mfu" in last and form[0] == "," else "") for key, (what, form, _) in SMALL.items()]
+    heads = [f"{what}: {last.get(key) or 0:{form}}" + (f", MFU {last['mfu']:.0%}" if "mfu" in last and form[0] == "," else "") for key, (what, form, _) in SMALL.items()]
     fig = make_subplots(3, 2, specs=[[{"colspan": 2}, None], [{}, {}], [{}, {}]], row_heights=[0.5, 0.25, 0.25], vertical_spacing=0.11, horizontal_spacing=0.1, subplot_titles=["", *heads])
     tokens, targets, seconds = (sum(x[k] for x in lines) for k in ("tokens", "targets", "seconds"))
     _figure(f"{NAMES.get(name, name)}<br><sup>step {last['step']} of {of or last['step']}, loss {last['loss']:.3f}, {targets:,} targets of {tokens:,} tokens "

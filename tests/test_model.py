@@ -162,3 +162,13 @@ def test_rotary_frequencies_stay_in_fp32(tmp_path, tiny):
         assert model.model.rotary_emb.inv_freq.dtype == torch.float32 and {p.dtype for p in model.parameters()} == {torch.bfloat16}
         with torch.no_grad():
             assert torch.equal(model(input_ids=ids).logits, plain(input_ids=ids).logits)
+
+
+def test_a_digest_is_made_once_for_the_same_files_and_anew_for_others(tmp_path, tiny, monkeypatch):
+    models.save(tmp_path / "m", *tiny)
+    first = models.weights_digest(tmp_path / "m")
+    monkeypatch.setattr(models.hashlib, "file_digest", None)  # reading 13 GB again would take half a minute
+    assert models.weights_digest(tmp_path / "m") == first
+    monkeypatch.undo()
+    models.save(tmp_path / "m", models.tiny_random(seed=1)[0], tiny[1])
+    assert models.weights_digest(tmp_path / "m") != first

@@ -142,6 +142,15 @@ def watched(tmp_path):
     return folder
 
 
+def test_a_step_that_fp16_left_out_is_drawn_as_a_gap(watched):
+    file = watched / "metrics.jsonl"
+    lines = [json.loads(x) for x in file.read_text().splitlines()]
+    lines[-1] |= {"grad_norm": None, "lost_updates": None}
+    file.write_text("".join(json.dumps(x) + "\n" for x in lines))
+    norm, lost = (show.training(watched).data[i] for i in (5, 7))
+    assert norm.y[-1] is None and lost.y[-1] is None and norm.y[0] == 0.5
+
+
 def test_training_shows_loss_by_strategy_and_held_out_and_a_panel_for_each_of_the_rest(watched):
     fig = show.training(watched)
     each, a, b, mean, held, norm, lr, lost, speed = fig.data
