@@ -15,6 +15,7 @@ import tempfile
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -109,19 +110,30 @@ def earlier(cfg, start, say=False):
         if say:
             print(f"{folder} is not trained on ({', '.join(odd)}): {cfg.name} begins a new adapter on {start}", flush=True)
         return None, {}
+    return folder, trained_on(folder)
+
+
+def trained_on(folder):
+    """Return an adapter's orcalab.json; raise a ValueError if its base is not there, or is not what it was."""
+    note = read_json(folder / "orcalab.json")
     try:
         now = models.weights_digest(note["base"])
     except (ValueError, OSError) as e:
         now = f"nothing ({e})"
     if now != note["digest"]:
         raise ValueError(f"{folder} was trained on {note['base']} with digest {note['digest']}, and there is {now} now: restore that base, or move the folder away to begin a new adapter")
-    return folder, note
+    return note
+
+
+def seal(folder):
+    """Return the digest of an adapter's weights."""
+    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]
 
 
 def stands_on(cfg, start):
     """Return what a stage's adapter begins with, for the run's seal: the base and the digest of the adapter that is trained on, if there is one."""
     folder, note = earlier(cfg, start)
-    return {"base": note["digest"], "adapter": hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]} if folder else {}
+    return {"base": note["digest"], "adapter": seal(folder)} if folder else {}
 
 
 def load(cfg, start, dtype, device):
@@ -137,7 +149,13 @@ def load(cfg, start, dtype, device):
         ValueError: the adapter was trained with another vocabulary or tokenizer than its base has, or in other layers.
     """
     folder, was = earlier(cfg, start, say=True)
-    base = was.get("base", str(start))
+    model, tokenizer, origin = put(folder, was, was.get("base", str(start)), cfg, dtype, device)
+    return model, tokenizer, {**origin, "from": str(start), "digest": models.weights_digest(start) if folder else origin["digest"], "base": model.note["base"],
+                              "base_digest": origin["digest"], "adapter": str(folder or ""), "trained": sum(p.numel() for p in weights_of(model).values())}
+
+
+def put(folder, was, base, cfg, dtype, device):
+    """Load a base and put an adapter in it: a new one, or that of `folder`, whose orcalab.json is `was`; return (model, tokenizer, the base's origin)."""
     model, tokenizer, origin = load_base(base, cfg, dtype, device)
     model.note = {"base": base, "digest": origin["digest"], **{k: getattr(cfg, k) for k in SHAPE}, "vocabulary": model.config.vocab_size,
                   "tokenizer": chatml.fingerprint(tokenizer), "template": chatml.template_of(tokenizer)}
@@ -152,8 +170,28 @@ def load(cfg, start, dtype, device):
         with torch.no_grad():
             for name, p in own.items():
                 p.copy_(saved[name])
-    return model, tokenizer, {**origin, "from": str(start), "digest": models.weights_digest(start) if folder else origin["digest"], "base": base,
-                              "base_digest": origin["digest"], "adapter": str(folder or ""), "trained": sum(p.numel() for p in own.values())}
+    return model, tokenizer, origin
+
+
+def load_to_answer(source, dtype, device, template=None, four_bit=False):
+    """Load a model to answer with: a whole one (or a stage's folder, whose `model` it is), one in 4 bits, or the folder of a stage's adapter, put in its base.
+
+    Returns:
+        (model, tokenizer, origin), as models.load.
+
+    Raises:
+        ValueError: an adapter of another program, which does not say what its base was.
+    """
+    folder = Path(source)
+    if not (folder / "adapter_config.json").exists():
+        source = folder / "model" if (folder / "model" / "config.json").exists() else source
+        return load_base(str(source), SimpleNamespace(method="qlora", template=template), dtype, device) if four_bit else models.load(source, dtype, device, template)
+    if not (folder / "orcalab.json").exists():
+        raise ValueError(f"{folder} is an adapter of another program: merge it with peft (merge_and_unload, save_pretrained), and give that folder")
+    note = trained_on(folder)
+    cfg = SimpleNamespace(**{k: note[k] for k in SHAPE} | {"method": "qlora" if four_bit else note["method"]}, lora_dropout=0.0, template=template or note["template"])
+    model, tokenizer, origin = put(folder, note, note["base"], cfg, dtype, device)
+    return model, tokenizer, {**origin, "from": str(source), "digest": f"{origin['digest']}+{seal(folder)}"}
 
 
 # ---------------------------------------------------------------------------------------------- merging

@@ -49,11 +49,10 @@ def message_to(system, recipe, task):
     return message(system)
 
 
-def ask(student, name, system, questions, folder, recipe, batch=None, said=None):
+def ask(student, name, system, questions, folder, recipe, said=None):
     """Let a student answer every held-out question under one system message; return the records.
 
-    Answers are appended to `<folder>/<name>.<system>.jsonl` batch by batch, so a kill costs one batch and
-    the same call goes on from there.
+    Each answer is appended to `<folder>/<name>.<system>.jsonl` as it ends, so a kill costs those under way, and the same call goes on from there.
 
     Args:
         student: a generate.Student, or a Lazy one, which is loaded only if needed.
@@ -63,7 +62,7 @@ def ask(student, name, system, questions, folder, recipe, batch=None, said=None)
         said: the message for each task, {task name: text}, where `system` is but a name for them.
 
     Returns:
-        list of dicts: student, system, task, number, question, gold, text, tokens, reason, answer,
+        list of dicts, by task and number: student, system, task, number, question, gold, text, tokens, reason, answer,
         format_ok, right.
     """
     path = Path(folder) / f"{name}.{system}.jsonl"
@@ -81,31 +80,28 @@ def ask(student, name, system, questions, folder, recipe, batch=None, said=None)
         else:  # other questions, another student or another limit: what was answered before is kept
             path.replace(path.with_suffix(f".{digest(lines[:1])}.before"))
     if len(done) == len(todo):
-        return done
-    if not hasattr(student, "answer"):
+        return in_order(done)
+    if not hasattr(student, "answers"):
         student = student.load()
-    size = batch or recipe.eval_batch
-    # longest questions first, so that those answered side by side are alike
-    todo.sort(key=lambda q: (-len(q[2]["question"]), q[0], q[1]))
+    there = {(r["task"], r["number"]) for r in done}
+    todo = [q for q in todo if q[:2] not in there]
     side = path.with_suffix(".part")
     side.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in [head, *done]), encoding="utf-8")
     side.replace(path)  # without the half line that a kill may have left
+    prompts = [student.prompt(e["question"].strip(), said[task]) for task, _, e in todo]
     with open(path, "a", encoding="utf-8") as f:
         from orcalab.progress import Progress
-        with Progress(len(todo), f"ask {name} ({system})") as bar:
+        with Progress(len(todo) + len(done), f"ask {name} ({system})") as bar:
             bar.resume(len(done))
-            for at in range(len(done), len(todo), size):
-                part = todo[at : at + size]
-                prompts = [student.prompt(e["question"].strip(), said[task]) for task, _, e in part]
-                for (task, i, e), a in zip(part, student.answer(prompts, recipe.max_new_tokens, size)):
-                    answer, ok = parse(a.text)
-                    done.append({"student": name, "system": system, "task": task, "number": i, "question": e["question"],
-                                 "gold": e["answer"], "text": a.text, "tokens": a.tokens, "reason": a.reason,
-                                 "answer": answer, "format_ok": ok, "right": bool(right(task, answer, e))})
-                    f.write(json.dumps(done[-1], ensure_ascii=False) + "\n")
+            for n, a in student.answers(prompts, recipe.max_new_tokens, recipe.eval_batch):
+                (task, i, e), (answer, ok) = todo[n], parse(a.text)
+                done.append({"student": name, "system": system, "task": task, "number": i, "question": e["question"],
+                             "gold": e["answer"], "text": a.text, "tokens": a.tokens, "reason": a.reason,
+                             "answer": answer, "format_ok": ok, "right": bool(right(task, answer, e))})
+                f.write(json.dumps(done[-1], ensure_ascii=False) + "\n")
                 f.flush()
-                bar.advance(len(part))
-    return done
+                bar.advance(1)
+    return in_order(done)
 
 
 def choose_strategies(student, name, questions, folder, recipe):
@@ -245,13 +241,18 @@ def read_lines(path):
     return [json.loads(x) for x in Path(path).read_bytes().split(b"\n")[:-1]]
 
 
+def in_order(records):
+    """Return records by task and number; a file has them as they ended."""
+    return sorted(records, key=lambda r: (r["task"], r["number"]))
+
+
 def read_answers(folder):
     """Return {(student, system): records} of every whole answers file in a folder; one that broke off is left out."""
     out = {}
     for path in sorted(Path(folder).glob("*.jsonl")):
         head, *records = read_lines(path) or [{}]
         if records and len(records) == head.get("questions", len(records)):
-            out[records[0]["student"], records[0]["system"]] = records
+            out[records[0]["student"], records[0]["system"]] = in_order(records)
     return out
 
 

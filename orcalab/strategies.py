@@ -6,7 +6,7 @@ strategy instruction only (its Figure 3); the instructions in STRATEGIES are wri
 shape: a procedure in numbered steps, and a named line for the answer.
 """
 
-from orcalab.config import choose
+from orcalab.config import choose, nearest
 
 CAUTIOUS = (
     "You are Orca, an AI language model created by Microsoft. You are a cautious assistant. You carefully "
@@ -74,14 +74,27 @@ STRATEGIES = {
 NAMES = {text: f"orca1-{i}" for i, text in ORCA1.items()} | {text: name for name, text in STRATEGIES.items()} | {CAUTIOUS: "cautious", "": "empty"}
 
 
+def known():
+    """Return {name: text} of every system message that has a name: strategies, `cautious`, `empty`, and `orca1-<id>`."""
+    return {"empty": "", "cautious": CAUTIOUS, **STRATEGIES, **{f"orca1-{i}": t for i, t in ORCA1.items()}}
+
+
 def message(name):
-    """Return the system message called `name`: a strategy, `cautious`, `empty`, or `orca1-<id>`.
+    """Return the system message called `name`.
 
     >>> message("cautious") == CAUTIOUS
     True
     """
-    known = {"empty": "", "cautious": CAUTIOUS, **STRATEGIES, **{f"orca1-{i}": t for i, t in ORCA1.items()}}
-    return known[choose(name, known, "strategy")]
+    return known()[choose(name, known(), "strategy")]
+
+
+def system_of(text):
+    """Return the system message that a name or a text of one's own stands for; a word that is nearly a name raises with the name.
+
+    >>> system_of("cautious") == CAUTIOUS, system_of("Be brief.")
+    (True, 'Be brief.')
+    """
+    return message(text) if text in known() or " " not in text and "did you mean" in nearest(text, known()) else text
 
 
 def orca1_ids(source, kind=""):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import wild
 
-from orcalab import adapter, attention, chatml, loss as losses, model as models
+from orcalab import adapter, attention, chatml, generate, loss as losses, model as models
 from orcalab.config import Config, read_json
 
 LENGTHS = [7, 60, 1, 41]
@@ -318,6 +318,26 @@ def test_a_foreign_adapter_is_refused(tmp_path):
     note.write_text(note.read_text().replace("32003", "260").replace('"lora_rank": 4', '"lora_rank": 2'))
     with pytest.raises(ValueError, match=r"any more \(base_model.model.model.layers.0.mlp.down_proj.lora_A.weight\)"):
         adapter.load(config(lora_rank=2), start, FP32, "cpu")
+
+
+@pytest.mark.parametrize("method, on", [("lora", "layers"), ("lora", "head"), ("qlora", "layers")])
+def test_a_student_answers_with_an_adapter_as_with_the_merged_model(base, method, on, tmp_path):
+    """The adapter of a stage in its base, merged, and each in 4 bits: the same text for the same weights, another for others."""
+    cfg = config(method, lora_on=on)
+    model, tok, _ = adapter.load(cfg, base, FP32, "cpu")
+    adapter.finish(tmp_path / "one", stir(model, 0.05), tok, cfg)
+    whole, put, four = [generate.Student(tmp_path / "one" / name, "cpu", "fp32", four_bit=bits) for name, bits in (("", False), ("adapter", False), ("adapter", True))]
+    prompts = [whole.prompt(q, s) for q in ("2+2", "Who scorns geese?", "") for s in ("", "cautious")]
+    assert whole.answer(prompts, 8) == put.answer(prompts, 8) == generate.Student(tmp_path / "one/model", "cpu", "fp32").answer(prompts, 8)
+    assert generate.Student(base, "cpu", "fp32").answer(prompts, 8) != whole.answer(prompts, 8)
+    want, got = adapter.logits(put.model, tok), adapter.logits(four.model, tok)
+    assert adapter.compare(want, got)["relative"] == pytest.approx(0, abs=1e-6 if method == "qlora" else 0.6)  # of lora, four bits round the base, which is narrow and wild here
+    assert put.origin["from"] == str(tmp_path / "one/adapter") and put.origin["digest"] == f"{models.weights_digest(base)}+{adapter.seal(tmp_path / 'one/adapter')}"
+    quantised = {type(m).__name__ for m in four.model.modules()} & {"Linear4bit"}
+    assert quantised and "Linear4bit" in {type(m).__name__ for m in generate.Student(tmp_path / "one", "cpu", "fp32", four_bit=True).model.modules()}
+    (tmp_path / "one/adapter/orcalab.json").unlink()
+    with pytest.raises(ValueError, match=r"one.adapter is an adapter of another program: merge it with peft \(merge_and_unload, save_pretrained\), and give that folder"):
+        generate.Student(tmp_path / "one/adapter")
 
 
 def test_a_model_that_has_its_marks_trains_no_rows(tmp_path):

@@ -56,9 +56,9 @@ class Counting(Student):
 
     asked = 0
 
-    def answer(self, prompts, *args, **kwargs):
+    def answers(self, prompts, *args, **kwargs):
         self.asked += len(prompts)
-        return super().answer(prompts, *args, **kwargs)
+        return super().answers(prompts, *args, **kwargs)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def asking(tmp_path, recipe):
 
     def ask(system="cautious", **changes):
         before = student.asked
-        records = evaluate.ask(student, "base", system, questions, tmp_path / "answers", replace(recipe, **changes), batch=2)
+        records = evaluate.ask(student, "base", system, questions, tmp_path / "answers", replace(recipe, eval_batch=2, **changes))
         return records, student.asked - before
     ask.student, ask.questions, ask.path = student, questions, tmp_path / "answers" / "base.cautious.jsonl"
     return ask
@@ -118,7 +118,7 @@ def test_an_answers_file_that_broke_off_is_not_scored(asking):
 
 
 def test_any_character_in_an_answer_comes_back(tmp_path):
-    line = {"student": "s", "system": "empty", "text": "a\u2028b\x85c\u2029d\x0be"}
+    line = {"student": "s", "system": "empty", "task": "t", "number": 0, "text": "a\u2028b\x85c\u2029d\x0be"}
     (tmp_path / "s.empty.jsonl").write_text("{}\n" + json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8")
     assert evaluate.read_answers(tmp_path) == {("s", "empty"): [line]}
 
@@ -287,9 +287,9 @@ class Talker:
     def prompt(self, question, system):
         return system, question
 
-    def answer(self, prompts, *_):
+    def answers(self, prompts, *_):
         from orcalab.generate import Answer
-        return [Answer(t, len(t), "stop", ()) for t in (self.says(*p) for p in prompts)]
+        return enumerate(Answer(t, len(t), "stop", ()) for t in (self.says(*p) for p in prompts))
 
 
 def test_strategies_are_chosen_by_how_a_student_does(tmp_path, recipe):
