@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import orcalab
-from orcalab import config, endpoint, recipes, sources
+from orcalab import config, endpoint, recipes, sources, terminal
 from orcalab.execute import execute, knobs, notebooks, worker
 from orcalab.progress import clock
 from orcalab.strategies import FINAL
@@ -21,12 +21,14 @@ VERBS = {
     "prepare": "prepare the rows of every stage, and print what is in them",
     "evaluate": "ask the trained students the held-out questions, and print the scores",
     "teach": "ask a teacher the questions of a stage's rows, keep a ledger, write the answers as rows (--status sums the ledger up)",
+    "chat": "talk with a student in the terminal (--model FOLDER for any model; /help says what else can be typed)",
+    "export": "write a student to a folder for transformers, vLLM, MLflow, AzureML or llama.cpp (--to FOLDER, --formats hf,mlflow,azureml,gguf)",
     "choose": "try strategies with the student that a stage starts from, and choose one for each family of tasks",
 }
 
 
 PLAIN = {"name", "stages", "tasks", "mixes", "doc", "start"}  # fields that no flag sets
-WHOM = {f.name for f in fields(endpoint.Teacher)} - PLAIN
+WHOM, TALK = ({f.name for f in fields(c)} - PLAIN for c in (endpoint.Teacher, terminal.Talk))
 
 
 def usage():
@@ -35,7 +37,7 @@ def usage():
     lines += [f"  {verb:<10}{text}" for verb, text in VERBS.items()]
     lines += ["", "  --recipe    name of the recipe: " + " or ".join(recipes.RECIPES), "  --rows may name mixtures: " + ", ".join(m.name for m in recipes.MIXES),
               "  or sources (NAME, or NAME:FOLDER): " + ", ".join(sources.SOURCES), "  or files and folders"]
-    for cls, head in ((config.Recipe, "of the recipe"), (config.Config, "of every stage"), (endpoint.Teacher, "of the teacher (teach)")):
+    for cls, head in ((config.Recipe, "of the recipe"), (config.Config, "of every stage"), (endpoint.Teacher, "of the teacher (teach)"), (terminal.Talk, "of a conversation (chat)")):
         lines += ["", f"settings {head}:"]
         lines += [f"  --{n:<18}{t}" for n, t in config.help_of(cls).items() if n not in PLAIN]
     lines += ["  --teacher           " + " or ".join(endpoint.TEACHERS) + ", or what rows are to say in their column teacher", "  --chosen            strategies.json of `orcalab choose`"]
@@ -44,7 +46,7 @@ def usage():
 
 def arguments(words, verb=""):
     """Turn `--name value` pairs into a dictionary; raise a ValueError for anything else."""
-    given, own = {}, {"teach": {"teacher", "chosen", "status", *WHOM}, "plan": {"on"}}.get(verb, set())
+    given, own = {}, {"teach": {"teacher", "chosen", "status", *WHOM}, "plan": {"on"}, "chat": TALK, "export": {"model", "to", "formats"}}.get(verb, set())
     names = {f.name for c in (config.Recipe, config.Config) for f in fields(c)} - PLAIN
     words = [w for word in words for w in ([word, "yes"] if word == "--status" and verb == "teach" else word.split("=", 1) if re.match(r"--\w+=", word) else [word])]
     for at in range(0, len(words), 2):
@@ -204,6 +206,31 @@ def evaluate(recipe="laptop", **given):
     print(report.finding(rec))
 
 
+def answering(recipe, stage, given):
+    """Return the folder of a stage's student, the last that learns explained answers if none is named; the base's name if nothing is trained."""
+    rec, cfg = asking(recipe, stage, given)
+    if cfg.finished:
+        return str(cfg.folder / "model")
+    if stage:
+        raise ValueError(f"{cfg.name} is not trained yet: no {cfg.folder / 'model'}")
+    print(f"{cfg.name} is not trained in {rec.out}, so this is the base model; first: orcalab train --recipe {recipe} --out {rec.out}", file=sys.stderr)
+    return rec.base
+
+
+def chat(recipe="laptop", stage=None, **given):
+    """Talk with a student in the terminal: a stage's, the last one's that explains, or any model."""
+    how = config.change(terminal.Talk(), **{k: v for k, v in given.items() if k in TALK})
+    terminal.begin(how, how.model or answering(recipe, stage, {k: v for k, v in given.items() if k not in TALK}))
+
+
+def export(recipe="laptop", stage=None, model="", to="", formats="hf", **given):
+    """Write a student to a folder for those who serve it."""
+    if not to:
+        raise ValueError("say where to write the model, with --to FOLDER")
+    from orcalab import serve
+    serve.export(model or answering(recipe, stage, given), to, formats)
+
+
 def asking(recipe, stage, given):
     """Return a recipe and the stage whose questions are asked: the one named, else the last that learns explained answers."""
     rec = recipes.get(recipe, **given)
@@ -296,7 +323,7 @@ def main(words=None):
             return 0
         verb = config.choose(words[0], VERBS, "verb")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop ends the notebook too, as Ctrl-C does
-        return {"run": run, "train": train, "plan": plan, "prepare": prepare, "evaluate": evaluate, "teach": teach, "choose": choose}[verb](**arguments(words[1:], verb)) or 0
+        return {"run": run, "train": train, "plan": plan, "prepare": prepare, "evaluate": evaluate, "teach": teach, "choose": choose, "chat": chat, "export": export}[verb](**arguments(words[1:], verb)) or 0
     except BrokenPipeError:  # `orcalab --help | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

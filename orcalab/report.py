@@ -6,7 +6,6 @@ from pathlib import Path
 
 from orcalab import config, evaluate, show
 
-
 PAIRS = (("stage3_gpt4", "answer_only"), ("explained_erased", "bare_answers"))  # explained and erased, and the control of bare answers
 
 
@@ -57,19 +56,16 @@ def write_report(rec):
             show.by_task(last), show.table(rows, ["task", "strategy", "should a direct answer do?", "why, written beforehand"])]))
     if several := by_message(rec):
         sections.append(("What each student does under each message", [show.messages(several), show.table(*show.score_rows(several))]))
-    grid = evaluate.read_answers(out / "grid")
-    if grid:
+    if grid := evaluate.read_answers(out / "grid"):
         every = [{"student": s, "system": m, **evaluate.score(r)} for (s, m), r in grid.items()]
         sections.append(("Which system message wins where", [show.heat(every, s) for s in sorted({s for s, _ in grid})]))
     if trained:
         cards = [config.read_json(s.folder / "config.json") for s in trained]
-        folders = [out / "prepared" / c["seal"]["data"] for c in cards]
-        results = [(s, show.metrics(s.folder)) for s in trained]
         rows = [[s.name, len(m), sum(x["tokens"] for x in m), sum(x["targets"] for x in m), *(f"{config.read_json(s.folder / 'results.json')[k]:.3f}" for k in ("first_loss", "last_loss")),
-                 f"{sum(x['tokens'] for x in m) / sum(x['seconds'] for x in m):.0f}"] for s, m in results]
+                 f"{sum(x['tokens'] for x in m) / sum(x['seconds'] for x in m):.0f}"] for s, m in ((s, show.metrics(s.folder)) for s in trained)]
         sections.append(("Loss by stage", [show.loss_curve(*(s.folder for s in trained)),
                          show.table(rows, ["stage", "steps", "tokens", "targets", "first loss", "last loss", "tokens/s"])]))
-        sections.append(("What the stages were trained on", [show.mixture(*(config.read_json(f / "card.json") for f in folders))]))
+        sections.append(("What the stages were trained on", [show.mixture(*(config.read_json(out / "prepared" / c["seal"]["data"] / "card.json") for c in cards))]))
     if scores:
         sections.append(("Answers to read", [answers_table(records)]))
     if trained:

@@ -31,9 +31,12 @@ def _figure(title, x="", y="", height=380, fig=None, **layout):
                       template="plotly_white", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
                       font={"family": "system-ui, sans-serif", "size": 13, "color": "#777"},
                       margin={"l": 60, "r": 20, "t": 60, "b": 50}, legend={"orientation": "h", "y": -0.22}, **layout)
-    fig.update_xaxes(title=x, gridcolor="rgba(128,128,128,.25)", zerolinecolor="rgba(128,128,128,.4)")
-    fig.update_yaxes(title=y, gridcolor="rgba(128,128,128,.25)", zerolinecolor="rgba(128,128,128,.4)")
-    return fig
+    lines = {"gridcolor": "rgba(128,128,128,.25)", "zerolinecolor": "rgba(128,128,128,.4)"}
+    return fig.update_xaxes(title=x, **lines).update_yaxes(title=y, **lines)
+
+
+def _interval(scores, **how):
+    return {"error_y": {"type": "data", "symmetric": False, "array": [s["high"] - s["macro"] for s in scores], "arrayminus": [s["macro"] - s["low"] for s in scores], **how}}
 
 
 def metrics(folder):
@@ -142,8 +145,7 @@ def packs(packed, rows=8):
     fig = _figure("What is in a pack", "token", "pack", height=130 + 34 * len(shade))
     fig.add_heatmap(z=shade, zmin=0, zmax=1, showscale=False, ygap=4, hovertemplate="pack %{y}, token %{x}<extra></extra>",
                     colorscale=[[0, "#B8B8B8"], [0.25, "#B8B8B8"], [0.26, "#7A7A7A"], [0.5, "#7A7A7A"], [0.51, GREEN], [1, GREEN]])
-    fig.update_yaxes(autorange="reversed", dtick=1)
-    return fig
+    return fig.update_yaxes(autorange="reversed", dtick=1)
 
 
 def mixture(*cards):
@@ -155,8 +157,7 @@ def mixture(*cards):
     for c in cards:
         name = c["config"]["name"]
         fig.add_bar(x=[c["by"]["task"].get(t, 0) for t in tasks], y=tasks, orientation="h", name=NAMES.get(name, name), marker_color=COLOURS.get(name, BLUE))
-    fig.update_layout(legend={"traceorder": "normal", "y": -0.25 + 0.02 * len(tasks)})
-    return fig
+    return fig.update_layout(legend={"traceorder": "normal", "y": -0.25 + 0.02 * len(tasks)})
 
 
 def macro(scores):
@@ -164,11 +165,8 @@ def macro(scores):
     fig = _figure("Accuracy on held-out questions (mean over tasks)", "", "accuracy", showlegend=False)
     fig.add_bar(x=[NAMES.get(s["student"], s["student"]) for s in scores], y=[s["macro"] for s in scores],
                 marker_color=[COLOURS.get(s["student"], PURPLE) for s in scores],
-                text=[f"{s['macro']:.0%}" for s in scores], textposition="inside", insidetextanchor="start", textfont_color="white",
-                error_y={"type": "data", "symmetric": False, "array": [s["high"] - s["macro"] for s in scores],
-                         "arrayminus": [s["macro"] - s["low"] for s in scores], "color": "#777"})
-    fig.update_yaxes(range=[0, 1], tickformat=".0%")
-    return fig
+                text=[f"{s['macro']:.0%}" for s in scores], textposition="inside", insidetextanchor="start", textfont_color="white", **_interval(scores, color="#777"))
+    return fig.update_yaxes(range=[0, 1], tickformat=".0%")
 
 
 def messages(scores):
@@ -178,20 +176,16 @@ def messages(scores):
     for name in students:
         own = [next(s for s in scores if (s["student"], s["system"]) == (name, system)) for system in systems]
         fig.add_scatter(x=[NAMES.get(s, s) for s in systems], y=[s["macro"] for s in own], mode="markers", name=NAMES.get(name, name), offsetgroup=name,
-                        marker={"size": 12, "color": COLOURS.get(name, GREY)},
-                        error_y={"type": "data", "symmetric": False, "array": [s["high"] - s["macro"] for s in own], "arrayminus": [s["macro"] - s["low"] for s in own], "thickness": 1.5, "width": 5})
-    fig.update_yaxes(range=[0, 1], tickformat=".0%")
-    return fig
+                        marker={"size": 12, "color": COLOURS.get(name, GREY)}, **_interval(own, thickness=1.5, width=5))
+    return fig.update_yaxes(range=[0, 1], tickformat=".0%")
 
 
 def by_task(scores):
     """Draw accuracy per task, one bar per student."""
     fig = _figure("Where explaining helps, and where it does not", "", "accuracy", barmode="group")
     for s in scores:
-        fig.add_bar(x=list(s["by_task"]), y=list(s["by_task"].values()), name=NAMES.get(s["student"], s["student"]),
-                    marker_color=COLOURS.get(s["student"], PURPLE))
-    fig.update_yaxes(range=[0, 1], tickformat=".0%")
-    return fig
+        fig.add_bar(x=list(s["by_task"]), y=list(s["by_task"].values()), name=NAMES.get(s["student"], s["student"]), marker_color=COLOURS.get(s["student"], PURPLE))
+    return fig.update_yaxes(range=[0, 1], tickformat=".0%")
 
 
 def heat(scores, student):
@@ -202,8 +196,7 @@ def heat(scores, student):
     fig = _figure(f"System message against task: {NAMES.get(student, student)}", "", "", height=140 + 42 * len(rows))
     fig.add_heatmap(z=z, x=tasks, y=[s["system"] for s in rows], colorscale="Viridis", zmin=0, zmax=1, texttemplate="%{z:.0%}",
                     xgap=2, ygap=2, colorbar={"tickformat": ".0%"})
-    fig.update_yaxes(autorange="reversed")
-    return fig
+    return fig.update_yaxes(autorange="reversed")
 
 
 # ------------------------------------------------------------------------------------------------ tokens
@@ -242,19 +235,6 @@ def grid(known, width=256):
     for name, (colour, _) in KINDS.items():
         fig.add_scatter(x=[None], y=[None], mode="markers", name=name, marker={"color": colour, "symbol": "square", "size": 11})
     return fig.update_layout(legend_y=-0.1, yaxis_autorange="reversed", yaxis_tickformat=",", xaxis_showticklabels=False)
-
-
-def painter(encode, text):
-    """Return an ipywidgets view: type a question, watch its tokens. Its printed twin is chatml.paint, or `pieces` with ansi.
-
-    Args:
-        encode: a function from text to HTML, such as one that calls `tokens` or `pieces`.
-    """
-    import ipywidgets as widgets
-    box = widgets.Textarea(value=text, description="user", layout={"width": "95%", "height": "80px"})
-    out = widgets.HTML(encode(text))
-    box.observe(lambda change: setattr(out, "value", encode(change["new"])), "value")
-    return widgets.VBox([box, out])
 
 
 # ------------------------------------------------------------------------------------------------ report
@@ -334,12 +314,8 @@ def report(path, title, lead, sections):
     """
     from plotly.offline import get_plotlyjs
     nav = " ".join(f'<a href="#s{n}">{html.escape(h)}</a>' for n, (h, _) in enumerate(sections))
-    body = []
-    for n, (heading, items) in enumerate(sections):
-        body.append(f'<h2 id="s{n}">{html.escape(heading)}</h2>')
-        for item in items:
-            is_figure = isinstance(item, go.Figure)
-            body.append(item.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False}) if is_figure else item)
+    drawn = lambda x: x.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False}) if isinstance(x, go.Figure) else x
+    body = (f'<h2 id="s{n}">{html.escape(heading)}</h2>{"".join(map(drawn, items))}' for n, (heading, items) in enumerate(sections))
     text = (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
             f"<title>{html.escape(title)}</title><style>{STYLE}</style><script>{get_plotlyjs()}</script>"
             f'<h1>{html.escape(title)}</h1><p class="big">{lead}</p><nav>{nav}</nav>{"".join(body)}</html>')

@@ -112,3 +112,10 @@ def test_trl_learns_the_same_as_we_do():
     said = script("train_cpu.py", "2", "tiny-random", "fp32", "ours,ships,best,plain,alone")  # ends with an error where masks are equal and losses are not
     assert said["ratio"] > 0 and said["ratio_as_it_ships"] > 0 and 0 < said["share_of_matmul_rate"] < 1
     assert said["losses"]["ours"] == pytest.approx(said["losses"]["ships"], abs=2e-4) and abs(said["losses"]["ours"][0] - said["losses"]["plain"][0]) > 1e-4
+
+
+def test_answers_side_by_side_are_measured_and_have_to_be_the_same():
+    said = script("generate.py", "6", "4", "4", "fp32", "tiny-random")
+    assert said["ratio"] > 0 and said["same_ids"] == {"ships": 1, "best": 1} and set(said["tokens_per_s"]) == {"ours", "ships", "best"}
+    turn = said["second_turn"]
+    assert turn["same_ids"] and turn["ids"] - turn["there_before"] < 60 < turn["ids"]

@@ -27,7 +27,7 @@ def law():
 GUESTS = {
     "torch": {"model", "train", "generate", "attention", "loss", "optim", "checkpoint", "adapter", "forecast", "watch", "preflight"}, "transformers": {"model", "adapter", "attention"},
     "tokenizers": {"model"}, "sentencepiece": set(), "peft": {"adapter"}, "bitsandbytes": {"adapter", "optim"}, "tensorboard": {"watch"}, "wandb": {"watch"}, "trackio": {"watch"},
-    "safetensors": {"model", "checkpoint", "adapter"}, "datasets": {"sources"}, "pyarrow": {"sources", "prepared"}, "rensa": {"hygiene"}, "openai": {"endpoint"}, "plotly": {"show"}, "ipywidgets": {"show"}, "mlflow": {"serve"},
+    "safetensors": {"model", "checkpoint", "adapter"}, "datasets": {"sources"}, "pyarrow": {"sources", "prepared"}, "rensa": {"hygiene"}, "openai": {"endpoint"}, "plotly": {"show"}, "ipywidgets": {"panels"}, "azure": {"safety"}, "mlflow": {"serve"},
     "papermill": {"execute"}, "lm_eval": {"evaluate"}, "reasoning_gym": {"procedural", "evaluate"}, "filelock": {"ledger"}, "tqdm": {"progress"}, "pandas": set(), "fsspec": {"sources"}, "huggingface_hub": {"sources"},
 }
 
@@ -103,7 +103,7 @@ def test_rooms_of_text_and_numbers_load_no_torch():
 
 def test_the_package_stays_small():
     lines = {room: len(path.read_text(encoding="utf-8").splitlines()) for room, path in ROOMS.items()}
-    assert sum(lines.values()) < 7620 and max(lines.values()) <= 350
+    assert sum(lines.values()) < 8640 and max(lines.values()) <= 350
 
 
 def test_nothing_in_the_package_names_a_machine():

@@ -77,14 +77,6 @@ def test_the_table_by_task_says_the_same_and_is_narrow():
     assert max(map(len, show.text_table(rows, head).splitlines())) <= 100
 
 
-def test_the_painter_repaints_what_is_typed():
-    pytest.importorskip("ipywidgets")
-    box, out = show.painter(lambda text: f"<i>{text}</i>", "one").children
-    assert out.value == "<i>one</i>"
-    box.value = "two"
-    assert out.value == "<i>two</i>"
-
-
 def test_the_report_opens_offline(tmp_path, run):
     page = show.report(tmp_path / "a" / "report.html", "a < b", "<b>lead</b>", [("One & two", [show.loss_curve(run), "<p>text</p>"]), ("Three", [])])
     text = page.read_text(encoding="utf-8")
