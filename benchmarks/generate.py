@@ -56,7 +56,7 @@ def fixed(student, prompts, longest, rows, by_length=False):
 
 def second_turn(student, longest=1):
     """Return (seconds of a second turn with what was read kept, seconds with all of it read anew, ids that went in, ids that were there)."""
-    long = "Here is a story. " + "A dog met a cat, and they went on together. " * 100
+    long = "Here is a story. " + "A dog met a cat, and they went on together. " * 80
     kept, anew = [], []
     for _ in range(3):
         chat = generate.Chat(student, "cautious", longest)
