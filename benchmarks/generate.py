@@ -3,15 +3,17 @@
 The questions are held-out ones of the laptop recipe's six tasks, each under six strategies' messages; the model answers as it likes, so lengths have a long tail:
 many answers are a few tokens long, some go on to max_new_tokens. Both sides are greedy and stop at the same ids. The sides take turns, a sixth of the prompts at a time.
 
-    ships   model.generate, batches in the order of the prompts, as scripts do
-    best    the same, prompts sorted by length first, so that a batch needs little padding
+    ours    64 at a time, the next prompt in the place of an answer that ended
+    ships   model.generate, batches of 32 in the order of the prompts, as scripts do
+    sorted  the same, prompts sorted by length first, so that a batch needs little padding
+    wide    as ships, batches of 64
 
 Beside the ratio: the time to the first id of a conversation's second turn, with what was read kept, against the whole conversation read anew.
 
 In fp32 all answers must be the same ids, else the script ends with an error; in bf16 two nearly equal logits can round to either side, and the share of equal answers
 is printed.
 
-    python benchmarks/generate.py [questions [max_new_tokens [rows [dtype [base [sides]]]]]]          # 12 192 32 auto smollm2-135m ships,best; 200 questions take most of an hour
+    python benchmarks/generate.py [questions [max_new_tokens [rows [dtype [base [peers]]]]]]          # 12 192 64 auto smollm2-135m ships,sorted,wide; 200 questions take most of an hour
 """
 
 import json
@@ -70,11 +72,11 @@ def second_turn(student, longest=1):
     return statistics.median(kept), statistics.median(anew), len(chat.ids), chat.reused, answer.ids == again.ids
 
 
-def main(questions=12, longest=192, rows=32, dtype="auto", base="smollm2-135m", peers="ships,best"):
+def main(questions=12, longest=192, rows=64, dtype="auto", base="smollm2-135m", peers="ships,sorted,wide"):
     student = generate.Student(base, "cpu", dtype)
     prompts = prompts_of(student, questions)
-    sides = {"ours": lambda p: [a.ids for a in student.answer(p, longest, rows)], "ships": lambda p: fixed(student, p, longest, rows),
-             "best": lambda p: fixed(student, p, longest, rows, by_length=True)}
+    sides = {"ours": lambda p: [a.ids for a in student.answer(p, longest, rows)], "ships": lambda p: fixed(student, p, longest, rows // 2),
+             "sorted": lambda p: fixed(student, p, longest, rows // 2, by_length=True), "wide": lambda p: fixed(student, p, longest, rows)}
     peers = peers.split(",")
     sides = {n: side for n, side in sides.items() if n in ("ours", *peers)}
     for side in sides.values():
@@ -95,7 +97,7 @@ def main(questions=12, longest=192, rows=32, dtype="auto", base="smollm2-135m", 
     if student.model.dtype == torch.float32 and (min(same.values()) < 1 or not equal):
         raise SystemExit(f"in fp32 the sides must give the same ids: {same}, second turn {equal}")
     print(json.dumps({
-        "peer": f"transformers {version('transformers')}, model.generate in fixed batches of {rows}", "ratio": round(rate["ours"] / max(rate[n] for n in peers), 2),
+        "peer": f"transformers {version('transformers')}, model.generate in fixed batches", "ratio": round(rate["ours"] / max(rate[n] for n in peers), 2),
         "work": f"{questions} questions x {len(NAMES)} strategies, up to {longest} new tokens, {student.model.dtype}, {base}",
         "tokens_per_s": {n: round(r, 1) for n, r in rate.items()}, "same_ids": {n: round(s, 3) for n, s in same.items()},
         "lengths": {f"{q} %": lengths[min(len(lengths) - 1, len(lengths) * q // 100)] for q in (10, 50, 75, 90, 100)},

@@ -12,10 +12,14 @@ teacher     answers from a model behind an endpoint, kept in the ledger, judged,
 model       base models, attention that keeps packed examples apart, loss on targets
 recipes     laptop and smoke: functions returning stages
 train       preflight, loop, checkpoints, metrics.jsonl
-generate    answers, many side by side
+generate    answers: one, a stream, a conversation, many side by side
+safety      moderation of what goes in and comes out
+terminal    a conversation in a terminal
+serve       exports, and what answers a request to them
 evaluate    held-out questions, scores with intervals, paired comparison
 show        figures, token views, the report
+panels      views to type into, for a notebook
 progress    bars, plain lines, time left
-__main__    the command line: orcalab run | train | prepare | evaluate | teach | choose
+__main__    the command line: orcalab run | train | prepare | evaluate | teach | choose | chat | export
 """
 __version__ = "0.1.0"

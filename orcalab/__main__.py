@@ -217,18 +217,26 @@ def answering(recipe, stage, given):
     return rec.base
 
 
-def chat(recipe="laptop", stage=None, **given):
+def refuse_both(model, recipe, stage):
+    """Raise a ValueError where a model is named twice."""
+    if model and (recipe or stage):
+        raise ValueError(f"either --model, or --recipe and --stage: which is meant, {model} or {stage or recipe}?")
+
+
+def chat(recipe="", stage=None, **given):
     """Talk with a student in the terminal: a stage's, the last one's that explains, or any model."""
     how = config.change(terminal.Talk(), **{k: v for k, v in given.items() if k in TALK})
-    terminal.begin(how, how.model or answering(recipe, stage, {k: v for k, v in given.items() if k not in TALK}))
+    refuse_both(how.model, recipe, stage)
+    terminal.begin(how, how.model or answering(recipe or "laptop", stage, {k: v for k, v in given.items() if k not in TALK - {"seed"}}))
 
 
-def export(recipe="laptop", stage=None, model="", to="", formats="hf", **given):
+def export(recipe="", stage=None, model="", to="", formats="hf", **given):
     """Write a student to a folder for those who serve it."""
     if not to:
         raise ValueError("say where to write the model, with --to FOLDER")
+    refuse_both(model, recipe, stage)
     from orcalab import serve
-    serve.export(model or answering(recipe, stage, given), to, formats)
+    serve.export(model or answering(recipe or "laptop", stage, given), to, formats)
 
 
 def asking(recipe, stage, given):

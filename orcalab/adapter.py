@@ -174,7 +174,7 @@ def put(folder, was, base, cfg, dtype, device):
 
 
 def load_to_answer(source, dtype, device, template=None, four_bit=False):
-    """Load a model to answer with: a whole one (or a stage's folder, whose `model` it is), one in 4 bits, or the folder of a stage's adapter, put in its base.
+    """Load a model to answer with: a whole one, one in 4 bits, or an adapter put in its base; of a stage's folder its `model`, else its `adapter`.
 
     Returns:
         (model, tokenizer, origin), as models.load.
@@ -182,16 +182,20 @@ def load_to_answer(source, dtype, device, template=None, four_bit=False):
     Raises:
         ValueError: an adapter of another program, which does not say what its base was.
     """
-    folder = Path(source)
+    inner = [p for p in (Path(source, "model"), Path(source, "adapter")) if (p / "config.json").exists() or (p / "adapter_config.json").exists()]
+    folder = (inner or [Path(source)])[0]
     if not (folder / "adapter_config.json").exists():
-        source = folder / "model" if (folder / "model" / "config.json").exists() else source
-        return load_base(str(source), SimpleNamespace(method="qlora", template=template), dtype, device) if four_bit else models.load(source, dtype, device, template)
+        source = str(inner[0] if inner else source)
+        if not four_bit:
+            return models.load(source, dtype, device, template)
+        model, tokenizer, origin = load_base(source, SimpleNamespace(method="qlora", template=template), dtype, device)
+        return model, tokenizer, {**origin, "digest": f"{origin['digest']}, nf4"}
     if not (folder / "orcalab.json").exists():
         raise ValueError(f"{folder} is an adapter of another program: merge it with peft (merge_and_unload, save_pretrained), and give that folder")
     note = trained_on(folder)
     cfg = SimpleNamespace(**{k: note[k] for k in SHAPE} | {"method": "qlora" if four_bit else note["method"]}, lora_dropout=0.0, template=template or note["template"])
     model, tokenizer, origin = put(folder, note, note["base"], cfg, dtype, device)
-    return model, tokenizer, {**origin, "from": str(source), "digest": f"{origin['digest']}+{seal(folder)}"}
+    return model, tokenizer, {**origin, "from": str(source), "digest": f"{origin['digest']}+{seal(folder)}{', nf4' * four_bit}"}
 
 
 # ---------------------------------------------------------------------------------------------- merging

@@ -50,7 +50,7 @@ class RowError(ValueError):
 def nearest(word, options):
     """Return "; did you mean 'x'?" for the nearest of `options`, or the first dozen of them."""
     options = [str(o) for o in options]
-    close = difflib.get_close_matches(str(word), options, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(word)[:100], options, n=1, cutoff=0.5)
     more = f" and {len(options) - 12} more" if len(options) > 12 else ""
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(options[:12])}{more}"
 
@@ -58,7 +58,7 @@ def nearest(word, options):
 def choose(word, options, what):
     """Return `word` if it is one of `options`, else raise a ValueError with the nearest one."""
     if word not in options:
-        raise ValueError(f"no {what} named {word!r}{nearest(word, options)}")
+        raise ValueError(f"no {what} named {word!r:.100}{nearest(word, options)}")
     return word
 
 

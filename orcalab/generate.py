@@ -4,8 +4,8 @@ Keys and values lie in one table for all texts, a row each, every token in the c
 the next prompt as soon as its answer ends, and what a prompt begins with is copied from a row that begins alike: a system message is read once, and a
 conversation too.
 
-Greedy unless a temperature is given, as in the paper (Orca 2, "Evaluation"). In fp32 an answer is the same whoever stands beside it; in bf16 two nearly equal
-logits can round to either side.
+Greedy unless a temperature is given, as in the paper (Orca 2, "Evaluation"). Who stands beside an answer changes the last bits of its logits alone: in fp32 no answer
+was ever another for that (tests, 200 real questions), in bf16 two nearly equal logits can round to either side.
 """
 
 import codecs
@@ -17,7 +17,7 @@ from random import Random
 
 import torch
 
-from orcalab import adapter, chatml, model as models
+from orcalab import adapter, chatml, forecast, model as models
 from orcalab.config import choose
 from orcalab.progress import Progress
 from orcalab.strategies import system_of
@@ -39,7 +39,7 @@ class Table:
     """Keys and values of several texts, one a row; it stands where transformers expects a cache."""
 
     def __init__(self, model, rows=1):
-        self.model, self.layers, self.held = model, {}, [[]] * rows  # held: the ids whose keys and values each row has
+        self.model, self.layers, self.held, self.kept = model, {}, [[]] * rows, 0  # held: the ids whose keys and values each row has
 
     def update(self, key, value, layer, *_, **__):
         """Write keys and values (rows, heads, tokens, dim) of a layer where `forward` said; return those of all columns up to the last in use."""
@@ -59,6 +59,8 @@ class Table:
         device, self.first, self.width = self.model.device, first, max(map(max, at)) + 1
         self.rows, self.at = torch.arange(len(ids), device=device)[:, None], torch.tensor(at, device=device)
         seen = torch.arange(self.width, device=device) <= self.at[:, None, :, None]  # (rows, 1, tokens, columns)
+        if self.model.config._attn_implementation == "eager":  # which adds its mask
+            seen = torch.zeros(seen.shape, dtype=self.model.dtype, device=device).masked_fill(~seen, torch.finfo(self.model.dtype).min)
         return network(input_ids=torch.tensor(ids, device=device), attention_mask=seen, position_ids=self.at, past_key_values=self, use_cache=True)
 
     def read(self, texts, first, column):
@@ -76,7 +78,7 @@ class Table:
             t[first:end, :, :columns] = t[row, :, :columns].clone()
 
     def admit(self, prompts, first):
-        """Read all but the last id of each prompt into the rows from `first` on; return how many ids of the first prompt had been read before."""
+        """Read all but the last id of each prompt into the rows from `first` on; `kept` says how many ids of the first prompt had been read before."""
         texts, end = [p[:-1] for p in prompts], first + len(prompts)
         begin = commonprefix(texts)
         kept, row = max((len(commonprefix([held, begin])), r) for r, held in enumerate(self.held))
@@ -86,8 +88,7 @@ class Table:
             self.read([begin[kept:]], first, kept)
             self.copy(first, first + 1, end, len(begin))
         self.read([t[len(begin) if len(texts) > 1 else kept:] for t in texts], first, len(begin) if len(texts) > 1 else kept)
-        self.held[first:end] = texts
-        return kept
+        self.held[first:end], self.kept = texts, kept
 
     def step(self, ids):
         """Add one id to each of the first rows; return the logits behind it (rows, vocabulary)."""
@@ -106,7 +107,7 @@ class Student:
     """A model that answers, on one device, in the type it computes in.
 
     Args:
-        source: a base model's name, a hub id, a folder with a model, or a stage's folder with an `adapter` in it (or that one), which is put in its base.
+        source: a base model's name, a hub id, a folder with a model, a stage's folder (its `model`, if it has one, else its `adapter`), or that of an adapter, which is put in its base.
         template: None is the one that the model was trained with.
         four_bit: weights of the decoder's linear layers in NF4 (an adapter of method qlora has its base in 4 bits anyway).
     """
@@ -116,12 +117,14 @@ class Student:
         self.model, self.tokenizer, self.origin = adapter.load_to_answer(str(source), dtype, device, template, four_bit)
         self.encoder = chatml.encoder(self.tokenizer)
         self.model.eval()
-        config = self.model.config
-        own = config.eos_token_id  # one id, several, or none
-        ends = [self.tokenizer.eos_token_id, self.encoder.end, *(own if isinstance(own, (list, tuple)) else [own])]
+        config, ends = self.model.config, [self.tokenizer.eos_token_id, self.encoder.end]
+        for own in (config.eos_token_id, self.model.generation_config.eos_token_id):  # one id, several, or none
+            ends += own if isinstance(own, (list, tuple)) else [own]
         self.ends = sorted({e for e in ends if e is not None})
         if odd := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
             raise ValueError(f"{source} has layers of the kind {sorted(odd)[0]!r}, which keep no keys and values; a student's layers all attend")
+        if not getattr(config, "max_position_embeddings", None):
+            raise ValueError(f"{source} does not say how many tokens it holds: its config has no max_position_embeddings")
         self.context = min(config.max_position_embeddings, getattr(config, "sliding_window", None) or config.max_position_embeddings)
 
     def ids_of(self, messages):
@@ -151,9 +154,9 @@ class Student:
 
         Args:
             prompts: lists of ids.
-            batch_size: answers under way at a time, fewer where a GPU's memory holds fewer.
+            batch_size: answers under way at a time, fewer where memory holds fewer.
             temperature: 0 takes the likeliest token, else one is drawn; top_p: from the likeliest that make up this share.
-            seed: each prompt draws by itself, from the seed and its number, so what stands beside it changes nothing.
+            seed: each prompt draws by itself, from the seed and its number.
 
         Raises:
             ValueError: a prompt that leaves no room for max_new_tokens in the model's context, or is empty; a setting out of range.
@@ -164,9 +167,9 @@ class Student:
             if token in self.ends or len(new[i]) == max_new_tokens:
                 yield i, self._answer(new.pop(i))
 
-    def stream(self, ids, max_new_tokens=512, temperature=0.0, top_p=1.0, seed=0, table=None):
-        """Answer one prompt; yield its text in pieces as it is made, never half a character, and return the Answer."""
-        decode, new = codecs.getincrementaldecoder("utf-8")("replace").decode, []
+    def stream(self, ids, max_new_tokens=512, temperature=0.0, top_p=1.0, seed=0, table=None, new=None):
+        """Answer one prompt; yield its text in pieces as it is made, never half a character, and return the Answer. New ids are put into the list `new`, too."""
+        decode, new = codecs.getincrementaldecoder("utf-8")("replace").decode, [] if new is None else new
         lead = self.encoder.template.lead
         for _, token in self._decode([ids], max_new_tokens, 1, temperature, top_p, seed, table):
             new.append(token)
@@ -180,29 +183,33 @@ class Student:
     def _bytes(self, ids):
         return self.encoder.tokens.bytes_of(i for i in ids if i in self.encoder.tokens.bytes and i not in self.ends)  # some models have more rows than tokens
 
-    def _answer(self, new, reason=None):
+    def _answer(self, new):
         text = self._bytes(new).decode(errors="replace").removeprefix(self.encoder.template.lead)
-        return Answer(text, len(new), reason or ("stop" if new[-1] in self.ends else "length"), tuple(new))
+        return Answer(text, len(new), "stop" if new[-1] in self.ends else "length", tuple(new))
 
-    def room(self, max_new_tokens):
-        """Return how many ids a prompt may have before so many new ones."""
+    def room(self, max_new_tokens, temperature=0.0, top_p=1.0):
+        """Return how many ids a prompt may have before so many new ones; raise a ValueError for a setting out of range."""
         if type(max_new_tokens) is not int or not 0 < max_new_tokens < self.context:
             raise ValueError(f"max_new_tokens must be a whole number from 1 to {self.context - 1}, below the {self.context} tokens that the model holds; got {max_new_tokens!r}")
+        if not (temperature >= 0 and 0 < top_p <= 1):
+            raise ValueError(f"temperature must not be negative, and top_p lie above 0 and up to 1; got {temperature} and {top_p}")
         return self.context - max_new_tokens
 
     @torch.inference_mode()
     def _decode(self, prompts, max_new_tokens, batch_size, temperature, top_p, seed, table=None):
         """Yield (number of the prompt, id) for each new id; an answer's last one is an end or its max_new_tokens-th."""
-        room = self.room(max_new_tokens)
-        if not (temperature >= 0 and 0 < top_p <= 1 and batch_size >= 1):
-            raise ValueError(f"temperature must not be negative, top_p lie above 0 and up to 1, batch_size be at least 1; got {temperature}, {top_p}, {batch_size}")
+        room = self.room(max_new_tokens, temperature, top_p)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         for i, p in enumerate(prompts):
             if not 0 < len(p) <= room:
                 raise ValueError(f"prompt {i} has {len(p)} tokens; with {max_new_tokens} new ones the model holds 1 to {room}")
         chance = [Random(f"{seed}/{i}") for i in range(len(prompts))]
-        heads = [p[: p.index(self.encoder.end)] if self.encoder.end in p else [] for p in prompts]  # system messages: those that share one come together
+        system = self.ids_of([{"role": "system", "content": "x"}, {"role": "user", "content": ""}])
+        opening = commonprefix([system, self.ids_of([{"role": "system", "content": "y"}, {"role": "user", "content": ""}])])
+        heads = [p[: p.index(self.encoder.end)] if p[: len(opening)] == opening and self.encoder.end in p else [] for p in prompts]  # those with one system message come together
         queue = deque(sorted(range(len(prompts)), key=lambda i: (heads[i], -len(prompts[i]))))
-        batch_size = self._fit(batch_size, max(map(len, prompts), default=0) + max_new_tokens)
+        batch_size = self._rows(batch_size, max(map(len, prompts), default=0) + max_new_tokens)
         table = table or Table(self.model, max(1, min(batch_size, len(prompts))))
         live, left, ids = [], [max_new_tokens] * len(prompts), []  # row by row: whose it is, and its next id
         while queue or live:
@@ -222,21 +229,20 @@ class Student:
                     live[r], ids[r] = live[-1], ids[-1]
                     del live[-1], ids[-1]
 
-    def _fit(self, rows, columns):
-        """Return how many rows of so many columns fit in a GPU's free memory, at most `rows`; half of it, because a table that grows is there twice."""
-        if self.model.device.type != "cuda":
-            return rows
+    def _rows(self, rows, columns):
+        """Return how many rows of so many columns fit in half of the memory that is free, at most `rows`; half, because a table that grows is there twice."""
         c = self.model.config
         width = (getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads) * c.num_key_value_heads
         one = 2 * c.num_hidden_layers * width * self.model.dtype.itemsize * columns * 3 // 2
-        return max(1, min(rows, torch.cuda.mem_get_info()[0] // 2 // one))
+        return int(max(1, min(rows, forecast.room(self.model.device.type) * forecast.GIB / 2 // one)))
 
 
 def _pick(logits, temperature, top_p, chance):
     """Return the next id of each row of logits (rows, vocabulary): the likeliest, or one drawn from the likeliest that make up top_p."""
     if not temperature:
         return logits.argmax(-1).tolist()
-    share, ids = (logits.float() / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    logits = logits.float() - logits.max(-1, keepdim=True).values  # so that no temperature makes an infinity
+    share, ids = (logits / max(temperature, 1e-6)).softmax(-1).sort(dim=-1, descending=True, stable=True)
     share = share.masked_fill(share.cumsum(-1) - share >= top_p, 0).double().cumsum(-1)
     drawn = torch.tensor([[c.random()] for c in chance], dtype=torch.float64, device=logits.device) * share[:, -1:]
     return ids.gather(-1, torch.searchsorted(share, drawn, right=True).clamp(max=ids.shape[1] - 1))[:, 0].tolist()
@@ -260,6 +266,7 @@ class Chat:
         choose(overflow, ("error", "drop_oldest"), "overflow")
         self.student, self.overflow, self.seed, self.how = student, overflow, seed, {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
         self.messages, self.ids, self.last, self.reused, self.dropped, self.turns, self.table = [], [], None, 0, 0, 0, Table(student.model)
+        student.room(max_new_tokens, temperature, top_p)  # what is out of range is said before anything is asked
         self.system = system
 
     @property
@@ -287,9 +294,8 @@ class Chat:
         asked, said = [*self.messages, {"role": "user", "content": words}], []
         ids, dropped = self._fit(asked)
         self.turns += 1
-        pieces = self.student.stream(ids, **self.how, seed=f"{self.seed}/{self.turns}", table=self.table)
-        before = max((len(commonprefix([held, ids[:-1]])) for held in self.table.held), default=0)
-        answer = None
+        new, answer = [], None
+        pieces = self.student.stream(ids, **self.how, seed=f"{self.seed}/{self.turns}", table=self.table, new=new)
         try:
             while True:
                 said.append(next(pieces))
@@ -297,13 +303,12 @@ class Chat:
         except StopIteration as e:
             answer = e.value
         except (GeneratorExit, KeyboardInterrupt):
-            new = self.table.held[0][len(ids):] if self.table.held else []
             answer = Answer("".join(said), len(new), "stopped", tuple(new))
             raise
         finally:
             if answer:
                 self.messages, self.last = [*asked, {"role": "assistant", "content": answer.text}], answer
-                self.ids, self.reused, self.dropped = ids, before, dropped
+                self.ids, self.reused, self.dropped = ids, self.table.kept, dropped
 
     def retry(self):
         """Take the last question and its answer back and return the question's words; a drawn answer comes out otherwise the next time."""

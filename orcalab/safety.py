@@ -16,7 +16,7 @@ CATEGORIES = ["Hate", "SelfHarm", "Sexual", "Violence"]
 LIMIT, OVERLAP, LONGEST = 10_000, 1_000, 10.0  # characters of a request (the service's own limit), characters seen twice, seconds between two tries
 
 
-class Unmoderated(RuntimeError):
+class Unmoderated(OSError):
     """The moderator could not find out, and why; the key is not in it."""
 
 
@@ -95,7 +95,7 @@ class ContentSafety:
             asked = {"text": text, "categories": CATEGORIES, "outputType": "FourSeverityLevels"}
             answer = self._client.analyze_text(asked, retry_on_methods=["POST"])  # azure-core tries a POST again after a few errors only: this one changes nothing there
             found = sorted((a["category"], a["severity"]) for a in answer["categoriesAnalysis"])
-            if [c for c, _ in found] != CATEGORIES or any(s not in range(8) for _, s in found):
+            if [c for c, _ in found] != CATEGORIES or any(type(s) is not int or s not in range(8) for _, s in found):
                 raise ValueError(found)
         except Unmoderated:
             raise

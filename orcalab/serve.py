@@ -6,13 +6,8 @@
              model.gguf   the same model for llama.cpp                                                (gguf)
 
 So weights lie once on disk, whoever serves them (a GGUF file is a copy). A request is what Orca 2's model card on AzureML has,
-`{"input_data": [...], "params": {...}}`, and the answer a list of strings. The params are the card's; where none is given, ours are those of the paper:
-
-    param               ours    the card's  why
-    do_sample           false   true        the paper's answers are greedy
-    temperature, top_p  0.2, 0.9  0.2, 0.9  used only if do_sample is true
-    max_new_tokens      1024    50          50 cut an explanation before its answer; Orca 1's examples have 758 tokens on average, question and all
-    return_full_text    false   true        who asks knows the question
+`{"input_data": [...], "params": {...}}`, and the answer a list of strings. The params are the card's; where none is given, PARAMS has ours beside the card's: greedy as in
+the paper, room for an explanation (Orca 1's examples have 758 tokens on average, the card's endpoint stops at 50), and no echo of the question.
 
 A plain string is tokenised as it is, as on AzureML: no template, special tokens by their names. A list of messages gets the model's template, and its
 content can name no special token.
@@ -43,7 +38,6 @@ PARAMS = {  # ours, the card's, and the most that a number may be; the least is 
 KINDS = {float: "a number", int: "a whole number", bool: "true or false"}
 MOST = 64  # inputs in one request
 FORMATS = ("hf", "mlflow", "azureml", "gguf")
-NF4 = 1.0  # nats a token that rounding to 4 bits may cost: right ones 0.01 to 0.3, another model several
 SCORE = '''"""AzureML's entry script: init() loads the model once, run() answers a request. What they do stands in orcalab/serve.py."""
 
 import os
@@ -99,7 +93,7 @@ def read(request, student):
         choose(field, ("input_data", "params"), "field")
     if not isinstance(inputs, list) or not 0 < len(inputs) <= MOST:
         raise ValueError(f"input_data must be a list of 1 to {MOST} texts or conversations, got {_shown(inputs)}")
-    params = params_of(request.get("params") or {}, student.context - 1)
+    params = params_of({} if request.get("params") is None else request["params"], student.context - 1)
     return inputs, [_ids(f"input_data[{i}]", given, params["max_new_tokens"], student) for i, given in enumerate(inputs)], params
 
 
@@ -112,7 +106,7 @@ def params_of(given, context):
         kind, most = type(ours), context if name == "max_new_tokens" else most
         if type(value) not in (kind, int if kind is float else kind) or most and not 0 < value <= most:
             raise ValueError(f"params.{name} must be {KINDS[kind]}{f' above 0, at most {most}' if most else ''}, got {_shown(value)}")
-    return {name: given.get(name, ours) for name, (ours, *_) in PARAMS.items()}
+    return {name: given.get(name, min(ours, context // 2) if name == "max_new_tokens" else ours) for name, (ours, *_) in PARAMS.items()}
 
 
 def _ids(where, given, new, student):
@@ -238,9 +232,6 @@ def export(source, folder, formats="hf"):
             adapter.finish(work, model, tokenizer, SimpleNamespace(name=str(source)))
         else:
             models.save(side, model, tokenizer)
-        nf4 = adapter.load_to_answer(side, dtype, "cpu", four_bit=True)[0]
-        off = adapter.compare(adapter.logits(model, tokenizer), adapter.logits(nf4, tokenizer))
-        print(f"in 4 bits: KL {max(0, off['kl']):.2g} nats a token (limit {NF4}: beyond it, do not serve it in 4 bits), same first choice {off['same_top']:.1%}", flush=True)
         for file in side.glob("*.safetensors"):
             file.chmod(0o644)  # safetensors makes them its owner's alone, and a server is somebody else
         if formats & {"mlflow", "azureml"}:

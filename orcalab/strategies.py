@@ -6,7 +6,9 @@ strategy instruction only (its Figure 3); the instructions in STRATEGIES are wri
 shape: a procedure in numbered steps, and a named line for the answer.
 """
 
-from orcalab.config import choose, nearest
+from difflib import get_close_matches
+
+from orcalab.config import choose
 
 CAUTIOUS = (
     "You are Orca, an AI language model created by Microsoft. You are a cautious assistant. You carefully "
@@ -71,12 +73,8 @@ STRATEGIES = {
                        f"it; if it fails, try the next one. 3. {FINAL} write what passed every check.",
 }
 
+KNOWN = {"empty": "", "cautious": CAUTIOUS, **STRATEGIES, **{f"orca1-{i}": t for i, t in ORCA1.items()}}  # every system message that has a name
 NAMES = {text: f"orca1-{i}" for i, text in ORCA1.items()} | {text: name for name, text in STRATEGIES.items()} | {CAUTIOUS: "cautious", "": "empty"}
-
-
-def known():
-    """Return {name: text} of every system message that has a name: strategies, `cautious`, `empty`, and `orca1-<id>`."""
-    return {"empty": "", "cautious": CAUTIOUS, **STRATEGIES, **{f"orca1-{i}": t for i, t in ORCA1.items()}}
 
 
 def message(name):
@@ -85,7 +83,7 @@ def message(name):
     >>> message("cautious") == CAUTIOUS
     True
     """
-    return known()[choose(name, known(), "strategy")]
+    return KNOWN[choose(name, KNOWN, "strategy")]
 
 
 def system_of(text):
@@ -94,7 +92,7 @@ def system_of(text):
     >>> system_of("cautious") == CAUTIOUS, system_of("Be brief.")
     (True, 'Be brief.')
     """
-    return message(text) if text in known() or " " not in text and "did you mean" in nearest(text, known()) else text
+    return message(text) if text in KNOWN or " " not in text and get_close_matches(text, KNOWN) else text
 
 
 def orca1_ids(source, kind=""):

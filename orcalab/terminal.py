@@ -11,8 +11,8 @@ from pathlib import Path
 
 from orcalab import chatml
 from orcalab.config import CHOICES, choose
-from orcalab.safety import ContentSafety, Moderated, Unmoderated
-from orcalab.strategies import STRATEGIES, message, name_of
+from orcalab.safety import ContentSafety, Moderated
+from orcalab.strategies import STRATEGIES, message, name_of, system_of
 
 COMMANDS = {
     "/system": "TEXT or name: the system message from now on; alone, shows it",
@@ -40,13 +40,14 @@ class Talk:
     overflow: str = "error"  # what a conversation longer than the context is, error or drop_oldest (its oldest questions and answers are left out)
     moderate: str = ""  # who moderates questions and answers, azure (with CONTENT_SAFETY_ENDPOINT and CONTENT_SAFETY_KEY) or nobody
     four_bit: str = "no"  # whether weights are held in 4 bits, yes or no
-    seed: int = 0  # of what is drawn
+    seed: int = 0  # of what is drawn, and of the recipe's run
     dtype: str = "auto"  # compute type, auto / bf16 / fp16 / fp32
     device: str = "auto"  # where to compute, auto / cpu / cuda
 
     def __post_init__(self):
         for name, options in {"moderate": ("", "azure"), "four_bit": ("no", "yes"), "overflow": ("error", "drop_oldest"), "dtype": CHOICES["dtype"], "device": CHOICES["device"]}.items():
             choose(getattr(self, name), options, name)
+        system_of(self.system)
 
 
 def ask(prompt):
@@ -92,7 +93,7 @@ def obey(line, chat, show):
         show("\n".join(f"{'*' if chat.system == message(n) else ' '} {n}" for n in [*STRATEGIES, "cautious"]))
     elif name in ("/system", "/strategy"):
         if rest:
-            chat.system = rest if name == "/system" else choose(rest, [*STRATEGIES, "cautious"], "strategy")
+            chat.system = None if (name, rest) == ("/system", "none") else rest if name == "/system" else choose(rest, [*STRATEGIES, "cautious"], "strategy")
         show("no system message" if chat.system is None else f"system message ({name_of(chat.system)}): {chat.system}")
     elif name == "/ids":
         new = list(chat.last.ids) if chat.last else []
@@ -130,18 +131,24 @@ def talk(chat, read=ask, write=put):
     Args:
         chat: a generate.Chat, or safety.Moderated.  read: from a prompt to a line, raising EOFError at the end.  write: prints a text as it is.
     """
+    asked, kept = "", []
     while True:
         try:
             words, command = listen(read)
-            if command:
+            kept = list(chat.messages)
+            if command and words.strip() == "/retry" and asked and {"role": "user", "content": asked} not in kept[-2:]:
+                words = asked  # it was not answered: there is nothing to take back
+            elif command:
                 words = obey(words, chat, lambda text: write(f"{text}\n"))
             if words.strip():
+                asked = words
                 answer(chat, words, write)
         except EOFError:
             return
         except KeyboardInterrupt:
             write("\nCtrl-D or /quit ends\n")
-        except (ValueError, OSError, Unmoderated) as e:
+        except (ValueError, OSError) as e:
+            chat.messages[:] = kept  # what was to be asked again was not
             write(f"{e}\n")
 
 

@@ -1,13 +1,14 @@
 """generate.py: streamed, side by side, in a conversation or alone, an answer is transformers' own greedy search; and the model card's example, with each difference."""
 
 import json
+from contextlib import contextmanager
 from itertools import islice
 
 import pytest
 import torch
 from conftest import SHARED, wild
 from hypothesis import given, settings, strategies as some
-from transformers import AutoTokenizer, Lfm2Config, Lfm2ForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, Lfm2Config, Lfm2ForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from orcalab import chatml, generate, model as models, strategies
@@ -92,6 +93,10 @@ def real_prompts(student, count):
 @pytest.mark.skipif(not (SHARED / "bbh").exists(), reason="the shared BBH and AGIEval files are not here")
 def test_two_hundred_real_prompts_whatever_the_way(ends):
     prompts = real_prompts(ends, 200)
+    for at in range(0, 100, 2):  # as the two turns of a conversation: the second with what was read and said kept
+        chat = Chat(ends, "empty", 6)
+        for p in prompts[at : at + 2]:
+            assert chat.say(ends.tokenizer.decode(p)[-800:]).ids == ends.answer([chat.ids], 6)[0].ids
     together = ids_of(ends.answer(prompts, 6))
     assert together == [ends.answer([p], 6)[0].ids for p in prompts]
     assert together == [streamed(ends, p, 6)[1].ids for p in prompts]
@@ -136,11 +141,45 @@ def test_pieces_never_cut_a_character(student, text, cut):
 def test_a_system_message_is_read_once(student):
     read = []
     prompts = [student.prompt(f"{n} + {n}", "cautious") for n in range(20)]
-    hook = student.model.get_decoder().register_forward_pre_hook(lambda _, __, kw: read.append(kw["input_ids"].numel()), with_kwargs=True)
-    student.answer(prompts, 1, 4)
-    hook.remove()
+    with watched(student, read):
+        student.answer(prompts, 1, 4)
     message = len(chatml.plain(strategies.CAUTIOUS, student.tokenizer))
     assert message < sum(read) < message + 20 * 60 < 2 * 4 * message  # the message is 235 ids: once, and not once a prompt or a batch
+
+
+def test_places_are_taken_as_they_become_free(ends, monkeypatch):
+    """Four at a time: no more steps than the busiest row has, if whichever is free first takes the next prompt; fewer than fixed batches take."""
+    prompts, steps, step = [ends.prompt(q, s) for q in QUESTIONS for s in ("", "Be brief.", "cautious")], [], generate.Table.step
+    monkeypatch.setattr(generate.Table, "step", lambda table, ids: steps.append(len(ids)) or step(table, ids))
+    came = dict(ends.answers(prompts, 12, 4))
+    tokens = [came[i].tokens for i in range(len(prompts))]
+    fixed = sum(max(tokens[at : at + 4]) for at in range(0, len(tokens), 4))
+    assert sum(steps) == sum(tokens) and len(steps) < fixed and len(steps) <= sum(tokens) / 4 + 12 and max(steps) == 4
+
+
+def test_prompts_are_read_side_by_side(ends):
+    prompts, read = [ends.prompt(q, "cautious") for q in QUESTIONS], []
+    with watched(ends, read):
+        ends.answer(prompts, 1, 24)
+    assert len(read) == 3  # what all begin with, the rest of each, and one step
+
+
+def test_without_a_system_message_prompts_are_read_side_by_side(student):
+    prompts, read = [student.prompt(f"{n} + 1", None) for n in range(8)], []
+    with watched(student, read):
+        student.answer(prompts, 1, 8)
+    assert len(read) <= 3
+
+
+def test_what_was_read_is_taken_from_whichever_row_has_it(student):
+    one, two = student.prompt("x" * 30, "cautious"), student.prompt("y" * 30, "direct-answer")
+    table = generate.Table(student.model, 4)
+    table.admit([one], 0)
+    table.admit([two], 1)
+    table.admit([student.prompt("z", "direct-answer")], 2)
+    assert table.kept > len(chatml.plain(strategies.STRATEGIES["direct-answer"], student.tokenizer))
+    table.admit([student.prompt("z", "cautious")], 3)
+    assert table.kept > len(chatml.plain(strategies.CAUTIOUS, student.tokenizer))
 
 
 def test_reading_in_parts_changes_nothing(ends, monkeypatch):
@@ -159,7 +198,7 @@ def test_drawing_depends_on_the_seed_and_on_nothing_beside(student):
     assert drawn == ids_of(student.answer(prompts, 12, 2, **how)) != ids_of(student.answer(prompts, 12))
     assert streamed(student, prompts[0], 12, **how)[1].ids == drawn[0]
     assert drawn != ids_of(student.answer(prompts, 12, **{**how, "seed": 4}))
-    assert ids_of(student.answer(prompts, 12, temperature=1e-7)) == ids_of(student.answer(prompts, 12))
+    assert ids_of(student.answer(prompts, 12, temperature=1e-7)) == ids_of(student.answer(prompts, 12, temperature=1e-300)) == ids_of(student.answer(prompts, 12))
 
 
 @pytest.mark.parametrize("temperature, top_p", [(0.7, 0.95), (1.0, 1.0), (2.0, 0.3)])
@@ -194,16 +233,26 @@ def test_a_conversation_is_the_whole_of_it_encoded(ends):
 
 
 def test_a_second_turn_reads_its_new_ids_only(student):
-    chat, read = Chat(student, "cautious", 12), []
-    chat.say("A long question, " * 20)
+    """Whatever the student says, it is made to begin as answers do here, with the newline; then its text comes back as its ids."""
+    chat, read, pick = Chat(student, "cautious", 12), [], generate._pick
+    newline, said = chatml.plain("\n", student.tokenizer)[0], chatml.plain("Who knows", student.tokenizer)
+    with pytest.MonkeyPatch.context() as patch:
+        words = iter([newline, *said, student.encoder.end])
+        patch.setattr(generate, "_pick", lambda *_: [next(words)])
+        chat.say("A long question, " * 20)
     first = len(chat.ids) + chat.last.tokens
-    assert chat.reused == 0
+    assert chat.reused == 0 and chat.last.text == "Who knows" and chat.last.reason == "stop" and generate._pick is pick
+    with watched(student, read):
+        chat.say("Why?")
+    assert chat.reused == first - 1 and chat.ids[: first] == [*chat.ids[: first]] and sum(read) == len(chat.ids) - chat.reused + chat.last.tokens - 1
+
+
+@contextmanager
+def watched(student, read):
+    """Note how many ids each forward pass reads."""
     hook = student.model.get_decoder().register_forward_pre_hook(lambda _, __, kw: read.append(kw["input_ids"].numel()), with_kwargs=True)
-    chat.say("Why?")
+    yield
     hook.remove()
-    again = len(chatml.encode(chat.messages[:3], student.tokenizer)[0])  # where the new words begin, if the answer's text comes back as its ids
-    assert sum(read) == len(chat.ids) - chat.reused + chat.last.tokens - 1
-    assert first - 1 - chat.reused in range(0, 13) and again > chat.reused and len(chat.ids) - chat.reused < 60
 
 
 def test_a_message_changed_or_a_turn_taken_back(student):
@@ -233,6 +282,7 @@ def test_whoever_stops_listening_keeps_what_was_said(student):
     heard = [next(stream), next(stream)]
     stream.close()
     assert chat.messages[-1] == {"role": "assistant", "content": "".join(heard)} and chat.last.reason == "stopped" and chat.last.text == "".join(heard)
+    assert chat.last.ids == student.answer([chat.ids], 12)[0].ids[: chat.last.tokens] and student._bytes(chat.last.ids).decode().removeprefix("\n") == chat.last.text
     chat.say("go on")
     assert chat.last == student.answer([student.ids_of(chat.messages[:-1])], 12)[0]
     fresh = Chat(student, "", 12)
@@ -332,10 +382,10 @@ def test_the_cards_keyword_raises_today(card):
 
 def test_a_model_may_have_several_ends(tmp_path, tiny):
     model, tokenizer = tiny
-    model.config.eos_token_id = model.generation_config.eos_token_id = [7, tokenizer.eos_token_id]
+    model.config.eos_token_id, model.generation_config.eos_token_id = 5, [7, tokenizer.eos_token_id]
     models.save(tmp_path / "m", model, tokenizer)
     student = generate.Student(tmp_path / "m", "cpu", "fp32")
-    assert student.ends == sorted({7, tokenizer.eos_token_id})
+    assert student.ends == sorted({5, 7, tokenizer.eos_token_id})
 
 
 def test_the_prompt_is_that_of_training(student):
@@ -358,9 +408,12 @@ def test_what_cannot_be_answered(student):
     for wrong in (0, holds, 1.5, True):
         with pytest.raises(ValueError, match=f"max_new_tokens must be a whole number from 1 to {holds - 1}, below the {holds} tokens that the model holds; got {wrong}"):
             student.answer([[1]], wrong)
-    for how in ({"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"batch_size": 0}):
-        with pytest.raises(ValueError, match="temperature must not be negative, top_p lie above 0 and up to 1, batch_size be at least 1; got"):
-            student.answer([[1]], 10, **how)
+    for how in ({"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}):
+        for refused in (lambda: student.answer([[1]], 10, **how), lambda: Chat(student, **how)):
+            with pytest.raises(ValueError, match="temperature must not be negative, and top_p lie above 0 and up to 1; got"):
+                refused()
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        student.answer([[1]], 10, 0)
 
 
 def test_layers_of_other_kinds(tmp_path, tiny):
@@ -370,6 +423,12 @@ def test_layers_of_other_kinds(tmp_path, tiny):
     student = Student(tmp_path / "window", "cpu", "fp32")
     prompts = [student.prompt(q) for q in ("2+2", "a b c")]
     assert student.context == 100 and ids_of(student.answer(prompts, 12)) == greedy(student, prompts, 12)  # up to its window, such a layer attends to everything
+    models.save(tmp_path / "eager", Gemma2ForCausalLM(Gemma2Config(**shape, head_dim=8, sliding_window=4096, max_position_embeddings=4096)), tokenizer)
+    student = Student(tmp_path / "eager", "cpu", "fp32")
+    student.model.config._attn_implementation = "eager"
+    assert ids_of(student.answer(prompts, 12)) == greedy(student, prompts, 12)  # such layers add their mask
+    models.save(tmp_path / "silent", GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=1, n_head=2)), tokenizer)
+    assert Student(tmp_path / "silent", "cpu", "fp32").context == 64
     models.save(tmp_path / "mixed", Lfm2ForCausalLM(Lfm2Config(**shape, layer_types=["conv", "full_attention"])), tokenizer)
     with pytest.raises(ValueError, match="mixed has layers of the kind 'conv', which keep no keys and values; a student's layers all attend"):
         Student(tmp_path / "mixed", "cpu", "fp32")

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT, wild
+from filelock import FileLock
 from serving import free_port
 
 from orcalab import adapter, generate, model as models, safety, serve
@@ -133,10 +134,10 @@ def test_an_adapter_is_merged_proved_and_exported(small, method, tmp_path, capsy
     adapter.finish(tmp_path, model, tokenizer, cfg)
     capsys.readouterr()
     serve.export(tmp_path / "adapter", tmp_path / "out")
-    merged, four = capsys.readouterr().out.splitlines()
+    (merged,) = capsys.readouterr().out.splitlines()
     assert re.match(rf"merged {tmp_path / 'adapter'}: logits differ by at most .* of their spread \(limit .*\)", merged)
-    kl, limit = re.match(r"in 4 bits: KL (\S+) nats a token \(limit (\S+): beyond it, do not serve it in 4 bits\), same first choice \d+\.\d%", four).groups()
-    assert 0 < float(kl) < float(limit) == 1
+    four = adapter.compare(adapter.logits(model, tokenizer), adapter.logits(generate.Student(tmp_path / "out", "cpu", "fp32", four_bit=True).model, tokenizer))
+    assert 0 < four["kl"] < 1  # nats a token that rounding to 4 bits costs: right ones 0.01 to 0.6, another model several
     with_adapter = generate.Student(tmp_path / "adapter", dtype="fp32")
     prompts = [with_adapter.ids_of(t) for t in TALKS]
     assert generate.Student(tmp_path / "out", dtype="fp32").answer(prompts, 30) == generate.Student(tmp_path / "model", dtype="fp32").answer(prompts, 30)
@@ -250,11 +251,11 @@ def test_azureml_s_older_request_is_read_as_the_newer(student):
         serve.read({"input_data": {"input_string": ["a"], "parameter": {}}}, student)
 
 
-def test_the_table_of_defaults_is_the_one_in_the_words_above():
-    head = serve.__doc__
-    said = {n: row.split()[:2] for n, row in re.findall(r"^    (do_sample|max_new_tokens|return_full_text)(.*)$", head, re.M)}
+def test_the_table_of_defaults_is_the_one_in_the_readme():
+    head = (ROOT / "README.md").read_text(encoding="utf-8")
+    said = {n: row.split(" | ")[:2] for n, row in re.findall(r"^\| `(do_sample|max_new_tokens|return_full_text)` \| (.*)$", head, re.M)}
     assert {n: [json.dumps(v) for v in serve.PARAMS[n][:2]] for n in said} == said and len(said) == 3
-    assert "temperature, top_p  0.2, 0.9  0.2, 0.9" in head and serve.PARAMS["temperature"][:2] == (0.2, 0.2) and serve.PARAMS["top_p"][:2] == (0.9, 0.9)
+    assert "| `temperature`, `top_p` | 0.2, 0.9 | 0.2, 0.9 |" in head and serve.PARAMS["temperature"][:2] == (0.2, 0.2) and serve.PARAMS["top_p"][:2] == (0.9, 0.9)
 
 
 def test_answers_are_the_students_own_with_the_prompt_if_it_is_wanted(endpoint):
@@ -334,15 +335,18 @@ def servers_python():
     ours = sysconfig.get_path("purelib")
     folder = Path.home() / ".cache" / "orcalab" / f"serving-{hashlib.sha256((pins.read_text() + ours + sys.version).encode()).hexdigest()[:12]}"
     python, ready = folder / "bin" / "python", folder / "ready"
-    if not ready.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        job = subprocess.run([python, "-m", "pip", "install", "-q", "-r", pins], capture_output=True, text=True)
-        if job.returncode:
-            pytest.skip(f"AzureML's server and MLflow could not be installed: {job.stderr.strip()[-300:]}")
-        own = next(folder.glob("lib/python*/site-packages"))
-        (own / "zz_ours.pth").write_text(ours)  # what a .pth file names comes behind the environment's own packages
-        ready.touch()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # tests may run in several processes
+        if not ready.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+            job = subprocess.run([python, "-m", "pip", "install", "-q", "-r", pins], capture_output=True, text=True)
+            if job.returncode and re.search("NewConnectionError|name resolution|timed out|ProxyError", job.stdout + job.stderr):
+                pytest.skip("the package index cannot be reached, which AzureML's server and MLflow come from")
+            assert job.returncode == 0, job.stderr
+            own = next(folder.glob("lib/python*/site-packages"))
+            (own / "zz_ours.pth").write_text(ours)  # what a .pth file names comes behind the environment's own packages
+            ready.touch()
     return python
 
 
