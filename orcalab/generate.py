@@ -232,7 +232,7 @@ class Student:
     def _rows(self, rows, columns):
         """Return how many rows of so many columns fit in half of the memory that is free, at most `rows`; half, because a table that grows is there twice."""
         c = self.model.config
-        width = (getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads) * c.num_key_value_heads
+        width = (getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads) * (getattr(c, "num_key_value_heads", None) or c.num_attention_heads)
         one = 2 * c.num_hidden_layers * width * self.model.dtype.itemsize * columns * 3 // 2
         return int(max(1, min(rows, forecast.room(self.model.device.type) * forecast.GIB / 2 // one)))
 

@@ -68,6 +68,7 @@ def chat(open_chat, students, systems, paint):
 
     def answer(words):
         nonlocal talk, who
+        old, kept = talk, list(talk.messages) if talk else []
         try:
             words = talk.retry() if words is None else words
             turn = lambda text: [{"role": "user", "content": words}, {"role": "assistant", "content": text + " ▌"}]
@@ -91,6 +92,8 @@ def chat(open_chat, students, systems, paint):
                 ids.value, fold.titles = paint(talk.ids), [f"What went in: {len(talk.ids)} ids"]
                 tell(f"{talk.last.tokens} tokens, ended by {talk.last.reason!r}")
         except Exception as e:
+            if old:
+                old.messages[:] = kept  # what was to be asked again was not
             tell(f"{type(e).__name__}: {e}", words or "")
         finally:
             said.value = bubbles(talk.messages) if talk else ""
