@@ -173,6 +173,12 @@ def put(folder, was, base, cfg, dtype, device):
     return model, tokenizer, origin
 
 
+def folder_of(source):
+    """Return what a source of a student stands for: of a stage's folder its `model`, else its `adapter`; any other as it is."""
+    inner = [p for p in (Path(source, "model"), Path(source, "adapter")) if (p / "config.json").exists() or (p / "adapter_config.json").exists()]
+    return str(inner[0] if inner else source)
+
+
 def load_to_answer(source, dtype, device, template=None, four_bit=False):
     """Load a model to answer with: a whole one, one in 4 bits, or an adapter put in its base; of a stage's folder its `model`, else its `adapter`.
 
@@ -182,10 +188,8 @@ def load_to_answer(source, dtype, device, template=None, four_bit=False):
     Raises:
         ValueError: an adapter of another program, which does not say what its base was.
     """
-    inner = [p for p in (Path(source, "model"), Path(source, "adapter")) if (p / "config.json").exists() or (p / "adapter_config.json").exists()]
-    folder = (inner or [Path(source)])[0]
+    folder = Path(source := folder_of(source))
     if not (folder / "adapter_config.json").exists():
-        source = str(inner[0] if inner else source)
         if not four_bit:
             return models.load(source, dtype, device, template)
         model, tokenizer, origin = load_base(source, SimpleNamespace(method="qlora", template=template), dtype, device)

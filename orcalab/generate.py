@@ -202,6 +202,8 @@ class Student:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         for i, p in enumerate(prompts):
+            if isinstance(p, str):
+                raise ValueError(f"prompt {i} is a text, and ids are needed: student.prompt(text, system) gives them")
             if not 0 < len(p) <= room:
                 raise ValueError(f"prompt {i} has {len(p)} tokens; with {max_new_tokens} new ones the model holds 1 to {room}")
         chance = [Random(f"{seed}/{i}") for i in range(len(prompts))]
@@ -309,6 +311,10 @@ class Chat:
             if answer:
                 self.messages, self.last = [*asked, {"role": "assistant", "content": answer.text}], answer
                 self.ids, self.reused, self.dropped = ids, self.table.kept, dropped
+
+    def new(self):
+        """Begin a new conversation under the same system message."""
+        self.messages, self.ids, self.last = self.messages[: self.system is not None], [], None
 
     def retry(self):
         """Take the last question and its answer back and return the question's words; a drawn answer comes out otherwise the next time."""

@@ -85,7 +85,9 @@ def resolve(name):
         if not (Path(name) / "config.json").exists():
             raise ValueError(f"{name} is not a model folder: it has no config.json (a tokenizer alone is enough to prepare rows, and not to train)")
         return name
-    if "/" not in name or name.startswith((".", "/")):
+    if name.count("/") > 1 or name.startswith((".", "/")):
+        raise ValueError(f"there is no folder {name}: a stage's student is there once the stage is trained (orcalab train, or orcalab run)")
+    if "/" not in name:
         raise ValueError(f"no base model named {name!r}{nearest(name, BASES)}; or give a hub id or a folder")
     return name
 

@@ -119,7 +119,7 @@ def _ids(where, given, new, student):
         if given[-1]["role"] != "user":
             raise ValueError(f"{where} must end with a user turn, which is to be answered; its last is the {given[-1]['role']}'s")
     elif not isinstance(given, str) or not given or chatml.HALF.search(given):
-        raise ValueError(f"{where} must be a text of whole characters, not empty, or a list of messages, got {_shown(given)}")
+        raise ValueError(f"{where} must be a text of whole characters, not empty, or a list of messages (so that input_data is a list of lists), got {_shown(given)}")
     tokens = student.encoder.tokens
     size, room = len(_words(given)), student.context - new
     if size <= room * max(len(b) for b in tokens.bytes.values()):  # else it is not even encoded
@@ -216,10 +216,11 @@ def export(source, folder, formats="hf"):
     if folder.exists():
         raise OSError(f"{folder} is there already: name a new folder, or remove it")
     if "mlflow" in formats and not find_spec("mlflow"):
-        raise OSError("the format mlflow needs MLflow: pip install mlflow")
+        raise OSError("the format mlflow needs MLflow: pip install mlflow-skinny -c constraints.txt")
     gguf = converter() if "gguf" in formats else None
-    inner, note = Path(source, "model"), Path(source, "adapter_config.json")
-    base = read_json(note)["base_model_name_or_path"] if note.exists() else inner if (inner / "config.json").exists() else source
+    source = adapter.folder_of(source)
+    note = Path(source, "adapter_config.json")
+    base = read_json(note)["base_model_name_or_path"] if note.exists() else source
     dtype = models.skeleton(str(base)).config.dtype or models.pick("cpu")[1]  # as the weights are on disk
     student = Student(source, "cpu", {"torch.bfloat16": "bf16", "torch.float16": "fp16"}.get(str(dtype), "fp32"))
     model, tokenizer = student.model, student.tokenizer
@@ -236,7 +237,7 @@ def export(source, folder, formats="hf"):
             file.chmod(0o644)  # safetensors makes them its owner's alone, and a server is somebody else
         if formats & {"mlflow", "azureml"}:
             shutil.copytree(Path(__file__).parent, side / "code" / "orcalab", ignore=shutil.ignore_patterns("__pycache__"))
-        needs = [f"{name}=={version(name).split('+')[0]}" for name in ("torch", "transformers")] + ["azure-ai-contentsafety>=1.0"]
+        needs = [f"{name}=={version(name).split('+')[0]}" for name in ("torch", "transformers")] + ["pandas", "azure-ai-contentsafety>=1.0"]
         if "mlflow" in formats:
             _mlflow(side, Path(work, "mlflow"), needs)
         if "azureml" in formats:
@@ -247,6 +248,7 @@ def export(source, folder, formats="hf"):
             if job.returncode:
                 raise OSError(f"llama.cpp's converter failed on {source}: {job.stderr.strip()[-600:]}")
         side.replace(folder)
+    print(f"{folder} has the model for {', '.join(sorted(formats | {'hf'}))}; how to serve it: README.md, section \"Ask it\"", flush=True)
 
 
 def _mlflow(folder, side, needs):

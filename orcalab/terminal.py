@@ -15,10 +15,10 @@ from orcalab.safety import ContentSafety, Moderated
 from orcalab.strategies import STRATEGIES, message, name_of, system_of
 
 COMMANDS = {
-    "/system": "TEXT or name: the system message from now on; alone, shows it",
+    "/system": "TEXT or name: the system message from now on, none for no system turn; alone, shows it",
     "/strategy": "NAME: the strategy to answer under from now on; alone, lists them",
     "/retry": "take the last question and answer back, and ask again",
-    "/save": "FILE: put the conversation at the end of a JSONL file, as a row for a stage",
+    "/save": "FILE: put the conversation, under its latest system message, at the end of a JSONL file, as a row for a stage",
     "/ids": "show the tokens that went in last (grey) and came out (green)",
     "/new": "begin a new conversation under the same system message",
     "/help": "show this",
@@ -38,14 +38,14 @@ class Talk:
     temperature: float = 0.0  # 0 takes the likeliest token, above it one is drawn
     top_p: float = 1.0  # drawn from the likeliest tokens that make up this share
     overflow: str = "error"  # what a conversation longer than the context is, error or drop_oldest (its oldest questions and answers are left out)
-    moderate: str = ""  # who moderates questions and answers, azure (with CONTENT_SAFETY_ENDPOINT and CONTENT_SAFETY_KEY) or nobody
+    moderate: str = "nobody"  # who moderates questions and answers, azure (with CONTENT_SAFETY_ENDPOINT and CONTENT_SAFETY_KEY) or nobody
     four_bit: str = "no"  # whether weights are held in 4 bits, yes or no
     seed: int = 0  # of what is drawn, and of the recipe's run
     dtype: str = "auto"  # compute type, auto / bf16 / fp16 / fp32
     device: str = "auto"  # where to compute, auto / cpu / cuda
 
     def __post_init__(self):
-        for name, options in {"moderate": ("", "azure"), "four_bit": ("no", "yes"), "overflow": ("error", "drop_oldest"), "dtype": CHOICES["dtype"], "device": CHOICES["device"]}.items():
+        for name, options in {"moderate": ("nobody", "azure"), "four_bit": ("no", "yes"), "overflow": ("error", "drop_oldest"), "dtype": CHOICES["dtype"], "device": CHOICES["device"]}.items():
             choose(getattr(self, name), options, name)
         system_of(self.system)
 
@@ -87,7 +87,7 @@ def obey(line, chat, show):
     if name == "/help":
         show("\n".join(f"{c:<10}{text}" for c, text in COMMANDS.items()) + f"\n{MORE}")
     elif name == "/new":
-        del chat.messages[chat.system is not None:]
+        chat.new()
         show("a new conversation")
     elif name == "/strategy" and not rest:
         show("\n".join(f"{'*' if chat.system == message(n) else ' '} {n}" for n in [*STRATEGIES, "cautious"]))
@@ -97,7 +97,7 @@ def obey(line, chat, show):
         show("no system message" if chat.system is None else f"system message ({name_of(chat.system)}): {chat.system}")
     elif name == "/ids":
         new = list(chat.last.ids) if chat.last else []
-        show(chatml.paint(chat.ids + new, [0] * len(chat.ids) + [1] * len(new), chat.student.tokenizer) + f"\n{len(chat.ids)} ids went in, {len(new)} came out")
+        show(chatml.paint(chat.ids + new, [0] * len(chat.ids) + [1] * len(new), chat.student.tokenizer) + f"\n{len(chat.ids)} ids went in, {len(new)} came out{': ' * bool(new)}{', '.join(map(str, chat.ids))}{' | ' * bool(new)}{', '.join(map(str, new))}")
     elif name == "/save":
         if not rest.endswith(".jsonl"):
             raise ValueError(f"say where to, as in /save talks.jsonl{rest and f', and not {rest!r}'}")
@@ -161,7 +161,9 @@ def begin(how, source):
     Raises:
         ValueError: what the moderator needs is missing (said before anything is loaded), or as from Student and Chat.
     """
-    moderator = ContentSafety() if how.moderate else None
+    moderator = ContentSafety() if how.moderate == "azure" else None
+    if sys.stdin.isatty():
+        print(f"loading {source} ...", flush=True)
     from orcalab.generate import Chat, Student
     student = Student(source, how.device, how.dtype, four_bit=how.four_bit == "yes")
     chat = Chat(student, None if how.system == "none" else how.system, how.max_new_tokens, how.temperature, how.top_p, how.seed, how.overflow)

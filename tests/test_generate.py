@@ -403,6 +403,10 @@ def test_what_cannot_be_answered(student):
     holds = student.context
     with pytest.raises(ValueError, match=f"prompt 1 has {holds - 9} tokens; with 10 new ones the model holds 1 to {holds - 10}"):
         student.answer([[1], [1] * (holds - 9)], 10)
+    with pytest.raises(ValueError, match=r"prompt 0 is a text, and ids are needed: student.prompt\(text, system\) gives them"):
+        student.answer(["2+2"])
+    with pytest.raises(ValueError, match="there is no folder runs/nowhere/stage3_gpt4/model: a stage's student is there once the stage is trained"):
+        Student("runs/nowhere/stage3_gpt4/model")
     with pytest.raises(ValueError, match="prompt 0 has 0 tokens"):
         student.answer([[]], 10)
     for wrong in (0, holds, 1.5, True):

@@ -149,7 +149,7 @@ def test_what_goes_wrong_is_shown_and_the_question_is_not_lost(student):
     view.choose(view.student, 1)
     view.click("Retry")
     view.wait()
-    assert "no model in broken" in view.now.value and view.awake == ["Send", "New"]
+    assert "no model in broken" in view.now.value and view.awake == ["Send", "Retry", "New"] and view.said.value == before  # nothing was taken back
 
 
 def test_a_moderated_conversation_says_what_was_held_back(student):

@@ -135,7 +135,7 @@ def test_the_ids_that_went_in(chat):
     said, _ = typed(chat, "/ids", "2+2", "/ids")
     assert said[0] == "\n0 ids went in, 0 came out\n"
     painted = chatml.paint(chat.ids + list(chat.last.ids), [0] * len(chat.ids) + [1] * 12, chat.student.tokenizer)
-    assert said[2] == f"{painted}\n{len(chat.ids)} ids went in, 12 came out\n"
+    assert said[2] == f"{painted}\n{len(chat.ids)} ids went in, 12 came out: {', '.join(map(str, chat.ids))} | {', '.join(map(str, chat.last.ids))}\n"
 
 
 def test_help_quit_and_what_is_no_command(chat):
@@ -202,7 +202,7 @@ def test_in_a_terminal(folder):
         window.expect(r"\x1b\[2m(\d+) tokens, [\d.]+ tokens/s, broken off\x1b\[0m\r\n> ")
         assert 0 < int(window.match[1]) < 3000
         window.sendline("/ids")
-        window.expect(r"\x1b\[90m.*\x1b\[32m.*ids went in, (\d+) came out\r\n> ")
+        window.expect(r"\x1b\[90m.*\x1b\[32m.*ids went in, (\d+) came out: [\d, |]+\r\n> ")
         window.sendintr()
         window.expect_exact("Ctrl-D or /quit ends\r\n> ")
         window.sendline("/retry")
