@@ -62,6 +62,16 @@ def flan():
     return folder
 
 
+@pytest.fixture(scope="session")
+def student(tmp_path_factory):
+    """A student whose answers hang on every token that it sees, in fp32."""
+    from orcalab import generate, model as models
+    folder = tmp_path_factory.mktemp("wild") / "model"
+    model, tokenizer, _ = models.load("tiny-random")
+    models.save(folder, wild(model), tokenizer)
+    return generate.Student(folder, "cpu", "fp32")
+
+
 def talk(*pairs, system=None):
     """Return messages: talk(("user", "2+2"), ("assistant", "4"), system="Be brief.")."""
     head = [] if system is None else [{"role": "system", "content": system}]

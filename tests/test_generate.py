@@ -17,14 +17,6 @@ from orcalab.generate import Answer, Chat, Student
 QUESTIONS = ["2+2", "How many legs have 3 dogs and a spider?", "", "naïve ☕ " * 20, "Who scorns geese?", "2+3"]
 
 
-@pytest.fixture(scope="module")
-def student(tmp_path_factory):
-    model, tokenizer, _ = models.load("tiny-random")
-    folder = tmp_path_factory.mktemp("wild") / "model"
-    models.save(folder, wild(model), tokenizer)
-    return Student(folder, "cpu", "fp32")
-
-
 @pytest.fixture
 def ends(student):
     """Let some common first tokens end an answer too, so that rows become free at different steps."""

@@ -4,19 +4,11 @@ import html
 import re
 import time
 
-import pytest
-from conftest import talk, wild
+from conftest import talk
 
 from orcalab import chatml, generate, panels, safety, show
 
 SYSTEMS = ["cautious", "empty", "step-by-step"]
-
-
-@pytest.fixture(scope="module")
-def student():
-    tiny = generate.Student("tiny-random", device="cpu", dtype="fp32")
-    wild(tiny.model)
-    return tiny
 
 
 def arrive(widget, **data):

@@ -12,11 +12,10 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import wild
 from hypothesis import given, settings, strategies as st
 
-from orcalab import model as models, safety
-from orcalab.generate import Chat, Student
+from orcalab import safety
+from orcalab.generate import Chat
 from orcalab.safety import CATEGORIES, FILTERED, ContentSafety, Moderated, Unmoderated, guard
 
 KEY = "0123456789abcdef0123456789abcdef"
@@ -294,14 +293,6 @@ def raises(text):
 
 
 # ---------------------------------------------------------------------------------------------- a chat
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory):
-    model, tokenizer, _ = models.load("tiny-random")
-    folder = tmp_path_factory.mktemp("wild") / "model"
-    models.save(folder, wild(model), tokenizer)
-    return Student(folder, "cpu", "fp32")
-
 
 @pytest.fixture
 def chat(student):
