@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
+import test_generate
 import torch
+from conftest import SHARED
 
 from orcalab import attention, chatml, corpus, data, generate, loss, model as models, recipes, strategies
 
@@ -27,6 +29,25 @@ def test_the_fetched_model_speaks_and_stops(real):
     assert student.origin["parameters"] == 134_515_008 and student.tokenizer.pad_token_id != student.tokenizer.eos_token_id
     answer = student.ask("What is the capital of France?", None, 40)
     assert "Paris" in answer.text and answer.reason == "stop" and answer.ids[-1] in student.ends
+
+
+@pytest.mark.skipif(not (SHARED / "bbh").exists(), reason="the shared BBH and AGIEval files are not here")
+@pytest.mark.timeout(1800)
+def test_two_hundred_real_questions_whatever_the_way(real):
+    """Side by side, alone, as a stream, as a conversation with what was read kept, and transformers' own greedy search with padding: the same ids in fp32."""
+    torch.set_num_threads(2)
+    student = generate.Student(real, "cpu", "fp32")
+    prompts = test_generate.real_prompts(student, 200)
+    together = [a.ids for a in student.answer(prompts, 8)]
+    same = {"alone": [student.answer([p], 8)[0].ids for p in prompts], "streamed": [test_generate.streamed(student, p, 8)[1].ids for p in prompts],
+            "padded": [ids for at in range(0, 200, 20) for ids in test_generate.greedy(student, prompts[at : at + 20], 8)]}
+    torch.set_num_threads(1)
+    assert {way: sum(a == b for a, b in zip(together, ids)) for way, ids in same.items()} == dict.fromkeys(same, 200)
+    for at in range(0, 40, 2):
+        chat = generate.Chat(student, "cautious", 8)
+        for p in prompts[at : at + 2]:
+            assert chat.say(student.tokenizer.decode(p)[-300:]).ids == student.answer([chat.ids], 8)[0].ids
+        assert chat.reused > 0
 
 
 @pytest.mark.parametrize("dtype, limit", [("fp32", 2e-4), ("bf16", 5e-2)])
