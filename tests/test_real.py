@@ -38,15 +38,15 @@ def test_two_hundred_real_questions_whatever_the_way(real):
     torch.set_num_threads(2)
     student = generate.Student(real, "cpu", "fp32")
     prompts = test_generate.real_prompts(student, 200)
-    together = [a.ids for a in student.answer(prompts, 8)]
-    same = {"alone": [student.answer([p], 8)[0].ids for p in prompts], "streamed": [test_generate.streamed(student, p, 8)[1].ids for p in prompts],
-            "padded": [ids for at in range(0, 200, 20) for ids in test_generate.greedy(student, prompts[at : at + 20], 8)]}
+    together = [a.ids for a in student.answer(prompts, 5)]
+    same = {"alone": [student.answer([p], 5)[0].ids for p in prompts], "streamed": [test_generate.streamed(student, p, 5)[1].ids for p in prompts],
+            "padded": [ids for at in range(0, 200, 20) for ids in test_generate.greedy(student, prompts[at : at + 20], 5)]}
     torch.set_num_threads(1)
     assert {way: sum(a == b for a, b in zip(together, ids)) for way, ids in same.items()} == dict.fromkeys(same, 200)
     for at in range(0, 40, 2):
-        chat = generate.Chat(student, "cautious", 8)
+        chat = generate.Chat(student, "cautious", 5)
         for p in prompts[at : at + 2]:
-            assert chat.say(student.tokenizer.decode(p)[-300:]).ids == student.answer([chat.ids], 8)[0].ids
+            assert chat.say(student.tokenizer.decode(p)[-300:]).ids == student.answer([chat.ids], 5)[0].ids
         assert chat.reused > 0
 
 
