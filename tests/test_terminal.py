@@ -195,12 +195,15 @@ def test_in_a_terminal(folder):
     pexpect = pytest.importorskip("pexpect")  # not on Windows
     with pexpect.spawn(sys.executable, [*VERB, "--model", str(folder), "--max_new_tokens=3000"], env={**os.environ, "TERM": "dumb"}, encoding="utf-8", codec_errors="replace", timeout=60, dimensions=(24, 200)) as window:
         window.expect_exact(f"{folder} listens; /help says what else can be typed\r\n> ")
-        window.sendline("2+2")
-        window.expect_exact("2+2\r\n")
-        window.expect("[^\r\n]{20}")  # it streams
-        window.sendintr()
-        window.expect(r"\x1b\[2m(\d+) tokens, [\d.]+ tokens/s, broken off\x1b\[0m\r\n> ")
-        assert 0 < int(window.match[1]) < 3000
+        for _ in range(5):  # on a busy machine the answer may be at its end before Ctrl-C arrives
+            window.sendline("2+2")
+            window.expect_exact("2+2\r\n")
+            window.expect("[^\r\n]{20}")  # it streams
+            window.sendintr()
+            window.expect(r"\x1b\[2m(\d+) tokens, [\d.]+ tokens/s, (broken off|ended by itself)\x1b\[0m\r\n> ")
+            if window.match[2] == "broken off":
+                break
+        assert 0 < int(window.match[1]) < 3000 and window.match[2] == "broken off"
         window.sendline("/ids")
         window.expect(r"\x1b\[90m.*\x1b\[32m.*ids went in, (\d+) came out: [\d, |]+\r\n> ")
         window.sendintr()
@@ -208,7 +211,7 @@ def test_in_a_terminal(folder):
         window.sendline("/retry")
         window.expect("[^\r\n]{20}")
         window.sendintr()
-        window.expect_exact("broken off")
+        window.expect("broken off|ended by itself")
         window.expect_exact("> ")
         window.sendeof()
         window.expect(pexpect.EOF)
