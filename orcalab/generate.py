@@ -9,6 +9,7 @@ was ever another for that (tests, 200 real questions), in bf16 two nearly equal 
 """
 
 import codecs
+from array import array
 from collections import deque
 from dataclasses import dataclass
 from itertools import groupby
@@ -122,9 +123,9 @@ class Student:
             ends += own if isinstance(own, (list, tuple)) else [own]
         self.ends = sorted({e for e in ends if e is not None})
         if odd := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
-            raise ValueError(f"{source} has layers of the kind {sorted(odd)[0]!r}, which keep no keys and values; a student's layers all attend")
+            raise ValueError(f"{source} has layers of the kind {sorted(odd)[0]!r}, which keep no keys and values; a student's layers all attend. transformers' own generate can answer with it")
         if not getattr(config, "max_position_embeddings", None):
-            raise ValueError(f"{source} does not say how many tokens it holds: its config has no max_position_embeddings")
+            raise ValueError(f"{source} does not say how many tokens it holds: put max_position_embeddings into its config.json")
         self.context = min(config.max_position_embeddings, getattr(config, "sliding_window", None) or config.max_position_embeddings)
 
     def ids_of(self, messages):
@@ -162,29 +163,30 @@ class Student:
             ValueError: a prompt that leaves no room for max_new_tokens in the model's context, or is empty; a setting out of range.
         """
         new = {}
-        for i, token in self._decode(prompts, max_new_tokens, batch_size, temperature, top_p, seed):
+        for i, token, over in self._decode(prompts, max_new_tokens, batch_size, temperature, top_p, seed):
             new.setdefault(i, []).append(token)
-            if token in self.ends or len(new[i]) == max_new_tokens:
+            if over:
                 yield i, self._answer(new.pop(i))
 
     def stream(self, ids, max_new_tokens=512, temperature=0.0, top_p=1.0, seed=0, table=None, new=None):
         """Answer one prompt; yield its text in pieces as it is made, never half a character, and return the Answer. New ids are put into the list `new`, too."""
         decode, new = codecs.getincrementaldecoder("utf-8")("replace").decode, [] if new is None else new
         lead = self.encoder.template.lead
-        for _, token in self._decode([ids], max_new_tokens, 1, temperature, top_p, seed, table):
+        for _, token, over in self._decode([ids], max_new_tokens, 1, temperature, top_p, seed, table):
             new.append(token)
-            piece = decode(self._bytes([token]), token in self.ends or len(new) == max_new_tokens)
+            piece = decode(self.bytes_of([token]), over)
             if piece:
                 lead, piece = "", piece.removeprefix(lead)
             if piece:
                 yield piece
         return self._answer(new)
 
-    def _bytes(self, ids):
+    def bytes_of(self, ids):
+        """Return the UTF-8 of generated ids, without the ends."""
         return self.encoder.tokens.bytes_of(i for i in ids if i in self.encoder.tokens.bytes and i not in self.ends)  # some models have more rows than tokens
 
     def _answer(self, new):
-        text = self._bytes(new).decode(errors="replace").removeprefix(self.encoder.template.lead)
+        text = self.bytes_of(new).decode(errors="replace").removeprefix(self.encoder.template.lead)
         return Answer(text, len(new), "stop" if new[-1] in self.ends else "length", tuple(new))
 
     def room(self, max_new_tokens, temperature=0.0, top_p=1.0):
@@ -197,7 +199,7 @@ class Student:
 
     @torch.inference_mode()
     def _decode(self, prompts, max_new_tokens, batch_size, temperature, top_p, seed, table=None):
-        """Yield (number of the prompt, id) for each new id; an answer's last one is an end or its max_new_tokens-th."""
+        """Yield (number of the prompt, id, whether the answer is over: an end, or its max_new_tokens-th) for each new id."""
         room = self.room(max_new_tokens, temperature, top_p)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -207,8 +209,7 @@ class Student:
             if not 0 < len(p) <= room:
                 raise ValueError(f"prompt {i} has {len(p)} tokens; with {max_new_tokens} new ones the model holds 1 to {room}")
         chance = [Random(f"{seed}/{i}") for i in range(len(prompts))]
-        system = self.ids_of([{"role": "system", "content": "x"}, {"role": "user", "content": ""}])
-        opening = commonprefix([system, self.ids_of([{"role": "system", "content": "y"}, {"role": "user", "content": ""}])])
+        opening = [*[self.encoder.bos] * (self.encoder.bos is not None), *array("i", self.encoder.heads["system"])]
         heads = [p[: p.index(self.encoder.end)] if p[: len(opening)] == opening and self.encoder.end in p else [] for p in prompts]  # those with one system message come together
         queue = deque(sorted(range(len(prompts)), key=lambda i: (heads[i], -len(prompts[i]))))
         batch_size = self._rows(batch_size, max(map(len, prompts), default=0) + max_new_tokens)
@@ -222,11 +223,13 @@ class Student:
                     table.admit([prompts[i] for i in part], len(live))
                     live, ids = live + part, ids + [prompts[i][-1] for i in part]
             ids = _pick(table.step(ids), temperature, top_p, [chance[i] for i in live])
+            over = []
             for i, token in zip(live, ids):
                 left[i] -= 1
-                yield i, token
+                over.append(token in self.ends or not left[i])
+                yield i, token, over[-1]
             for r in reversed(range(len(live))):
-                if ids[r] in self.ends or not left[live[r]]:
+                if over[r]:
                     table.leave(r, len(live) - 1)
                     live[r], ids[r] = live[-1], ids[-1]
                     del live[-1], ids[-1]

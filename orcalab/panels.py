@@ -4,8 +4,6 @@ import html
 import threading
 import time
 
-import ipywidgets as widgets
-
 FILTERED = "[Content Filtered]"  # what a moderator leaves of a text, as on Orca 2's model card
 TURNS = {"system": ("0 10%", "center", "transparent;font-style:italic;opacity:.7;text-align:center", 90), "user": ("0 0 0 18%", "end", "#0072B266", 36),  # margin, side, ground, colour
          "assistant": ("0 18% 0 0", "start", "#8A8A8A40", 32), FILTERED: ("0 18% 0 0", "start", "#D55E0059;font-style:italic", 31)}                     # in a terminal
@@ -17,6 +15,7 @@ def painter(encode, text):
     Args:
         encode: a function from text to HTML, such as one that calls show.tokens or show.pieces.
     """
+    import ipywidgets as widgets
     box = widgets.Textarea(value=text, description="user", layout={"width": "95%", "height": "80px"})
     out = widgets.HTML(encode(text))
     box.observe(lambda change: setattr(out, "value", encode(change["new"])), "value")
@@ -48,6 +47,7 @@ def chat(open_chat, students, systems, paint):
         students, systems: the names to choose from, the first of them chosen.
         paint: a function from ids to HTML, such as one that calls show.tokens.
     """
+    import ipywidgets as widgets
     student, system = (widgets.Dropdown(options=list(names), description=what, layout={"flex": "1 1 260px", "width": "auto"})
                        for what, names in (("student", students), ("system", systems)))
     box = widgets.Textarea(placeholder="Ask something, in one line or several", layout={"width": "auto", "height": "80px"})

@@ -168,10 +168,9 @@ class Moderated:
             self.chat.system = system
 
     def say(self, words):
-        """Say something and return the Answer."""
-        for _ in self.stream(words):
-            pass
-        return self.last
+        """Say something and return the Answer, as a Chat does, by this stream."""
+        from orcalab.generate import Chat
+        return Chat.say(self, words)
 
     def stream(self, words):
         """Say something; yield the answer's text as `guard` lets it out.

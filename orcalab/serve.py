@@ -7,7 +7,7 @@
 
 So weights lie once on disk, whoever serves them (a GGUF file is a copy). A request is what Orca 2's model card on AzureML has,
 `{"input_data": [...], "params": {...}}`, and the answer a list of strings. The params are the card's; where none is given, PARAMS has ours beside the card's: greedy as in
-the paper, room for an explanation (Orca 1's examples have 758 tokens on average, the card's endpoint stops at 50), and no echo of the question.
+the paper, room for an explanation (more than Orca 1's average example, config.ROW), and no echo of the question.
 
 A plain string is tokenised as it is, as on AzureML: no template, special tokens by their names. A list of messages gets the model's template, and its
 content can name no special token.
@@ -69,8 +69,7 @@ def read(request, student):
     """Check a request, and encode it.
 
     Args:
-        request: its JSON, as text or read: {"input_data": [text or list of messages, ...], "params": {...}}, or AzureML's older
-            {"input_data": {"input_string": [...], "parameters": {...}}}.
+        request: its JSON, as text or read: {"input_data": [text or list of messages, ...], "params": {...}}.
 
     Returns:
         (inputs, prompts, params): what was asked, its ids, and a value for every one of PARAMS.
@@ -85,12 +84,9 @@ def read(request, student):
             raise ValueError(f"the body is not JSON: {e}") from None
     if not isinstance(request, dict) or "input_data" not in request:
         raise ValueError(f'the body must be {{"input_data": [...], "params": {{...}}}}, got {_shown(request)}')
-    inputs = request["input_data"]
-    if isinstance(inputs, dict) and len(request) == 1 and "input_string" in inputs:  # of AzureML's first servers
-        request = {{"input_string": "input_data", "parameters": "params"}.get(k, k): v for k, v in inputs.items()}
-        inputs = request["input_data"]
     for field in request:
         choose(field, ("input_data", "params"), "field")
+    inputs = request["input_data"]
     if not isinstance(inputs, list) or not 0 < len(inputs) <= MOST:
         raise ValueError(f"input_data must be a list of 1 to {MOST} texts or conversations, got {_shown(inputs)}")
     params = params_of({} if request.get("params") is None else request["params"], student.context - 1)
@@ -170,11 +166,10 @@ class Endpoint:
         return out
 
     def _text(self, given, prompt, answer, full):
-        plain, tokens = isinstance(given, str), self.student.encoder.tokens
-        if not plain and not full:
+        if not isinstance(given, str) and not full:
             return answer.text
-        said = tokens.bytes_of(i for i in answer.ids if i in tokens.bytes and i not in self.student.ends).decode(errors="replace")  # with the newline that ChatML has
-        return said if not full else given + said if plain else tokens.bytes_of(prompt).decode() + said
+        before = "" if not full else given if isinstance(given, str) else self.student.encoder.tokens.bytes_of(prompt).decode()
+        return before + self.student.bytes_of(answer.ids).decode(errors="replace")  # with the newline that ChatML has
 
     def reply(self, raw):
         """Answer a request's text for AzureML: (HTTP status, what to send as JSON)."""

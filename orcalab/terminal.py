@@ -97,7 +97,7 @@ def obey(line, chat, show):
         show("no system message" if chat.system is None else f"system message ({name_of(chat.system)}): {chat.system}")
     elif name == "/ids":
         new = list(chat.last.ids) if chat.last else []
-        show(chatml.paint(chat.ids + new, [0] * len(chat.ids) + [1] * len(new), chat.student.tokenizer) + f"\n{len(chat.ids)} ids went in, {len(new)} came out{': ' * bool(new)}{', '.join(map(str, chat.ids))}{' | ' * bool(new)}{', '.join(map(str, new))}")
+        show(chatml.paint(chat.ids + new, [0] * len(chat.ids) + [1] * len(new), chat.student.tokenizer) + f"\n{len(chat.ids)} ids went in: {chat.ids}\n{len(new)} came out: {new}")
     elif name == "/save":
         if not rest.endswith(".jsonl"):
             raise ValueError(f"say where to, as in /save talks.jsonl{rest and f', and not {rest!r}'}")
@@ -131,18 +131,20 @@ def talk(chat, read=ask, write=put):
     Args:
         chat: a generate.Chat, or safety.Moderated.  read: from a prompt to a line, raising EOFError at the end.  write: prints a text as it is.
     """
-    asked, kept = "", []
+    open_ = ""  # a question that was not answered
     while True:
+        kept = list(chat.messages)
         try:
             words, command = listen(read)
-            kept = list(chat.messages)
-            if command and words.strip() == "/retry" and asked and {"role": "user", "content": asked} not in kept[-2:]:
-                words = asked  # it was not answered: there is nothing to take back
+            if command and words.strip() == "/retry" and open_:
+                words = open_  # there is nothing to take back
             elif command:
+                open_ = "" if words.strip() == "/new" else open_
                 words = obey(words, chat, lambda text: write(f"{text}\n"))
             if words.strip():
-                asked = words
+                open_ = words
                 answer(chat, words, write)
+                open_ = "" if {"role": "user", "content": words} in chat.messages[-2:] else words
         except EOFError:
             return
         except KeyboardInterrupt:

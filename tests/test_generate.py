@@ -123,7 +123,7 @@ def test_pieces_never_cut_a_character(student, text, cut):
     new = new[: len(new) - cut] or new
     said = Student.__new__(Student)
     said.__dict__.update(student.__dict__)
-    said._decode = lambda *_: ((0, t) for t in new)
+    said._decode = lambda *_: ((0, t, n == len(new)) for n, t in enumerate(new, 1))
     pieces, answer = streamed(said, [1], len(new))
     assert "".join(pieces) == answer.text == student._answer(new).text
     assert cut or answer.text == text
@@ -274,7 +274,7 @@ def test_whoever_stops_listening_keeps_what_was_said(student):
     heard = [next(stream), next(stream)]
     stream.close()
     assert chat.messages[-1] == {"role": "assistant", "content": "".join(heard)} and chat.last.reason == "stopped" and chat.last.text == "".join(heard)
-    assert chat.last.ids == student.answer([chat.ids], 12)[0].ids[: chat.last.tokens] and student._bytes(chat.last.ids).decode().removeprefix("\n") == chat.last.text
+    assert chat.last.ids == student.answer([chat.ids], 12)[0].ids[: chat.last.tokens] and student.bytes_of(chat.last.ids).decode().removeprefix("\n") == chat.last.text
     chat.say("go on")
     assert chat.last == student.answer([student.ids_of(chat.messages[:-1])], 12)[0]
     fresh = Chat(student, "", 12)

@@ -58,6 +58,14 @@ def test_the_two_commands_stand_on_lines_of_their_own():
         'pip install -c constraints.txt -e . && orcalab run', 'pip install -c constraints.txt -e ".[test]" && pytest']
 
 
+def test_the_readmes_python_runs(student, tmp_path, capsys):
+    (code,) = re.findall(r"```python\n(from orcalab.generate import .*?)```", README, re.S)
+    code = code.replace('"runs/laptop-0/stage3_gpt4/model"', repr(student.origin["from"])).replace("range(100)", "range(3)")
+    said = {}
+    exec(code, said)
+    assert len(said["chat"].messages) == 5 and len(said["several"]) == 3 and said["student"].ask("What is 12 + 30?", "step-by-step").text in capsys.readouterr().out
+
+
 def test_every_command_of_the_readme_is_one_that_the_package_knows():
     found = [shlex.split(line, comments=True) for line in re.findall(r"^(?:\$ )?(orcalab \w+.*)$", README, re.M)]
     assert len(found) >= 4

@@ -133,9 +133,9 @@ def test_what_is_saved_is_a_row_to_train_on(chat, tmp_path, monkeypatch):
 
 def test_the_ids_that_went_in(chat):
     said, _ = typed(chat, "/ids", "2+2", "/ids")
-    assert said[0] == "\n0 ids went in, 0 came out\n"
+    assert said[0] == "\n0 ids went in: []\n0 came out: []\n"
     painted = chatml.paint(chat.ids + list(chat.last.ids), [0] * len(chat.ids) + [1] * 12, chat.student.tokenizer)
-    assert said[2] == f"{painted}\n{len(chat.ids)} ids went in, 12 came out: {', '.join(map(str, chat.ids))} | {', '.join(map(str, chat.last.ids))}\n"
+    assert said[2] == f"{painted}\n{len(chat.ids)} ids went in: {chat.ids}\n12 came out: {list(chat.last.ids)}\n"
 
 
 def test_help_quit_and_what_is_no_command(chat):
@@ -155,6 +155,14 @@ def test_what_goes_wrong_is_said_and_the_chat_goes_on(chat):
     said, _ = typed(talk, "x" * 5000, "away?", KeyboardInterrupt(), "2+2")
     assert said[0].startswith("\nthe conversation has 5") and said[1] == "\nthe service is away\n" and said[2] == "\nCtrl-D or /quit ends\n"
     assert questions(talk) == ["2+2"] and said[3].endswith("\x1b[0m\n")
+    said, _ = typed(talk, UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "away?", "/retry", "/new", "/retry")
+    assert "invalid start byte" in said[0] and said[1] == said[2] == "\nthe service is away\n"  # what was not answered is asked again, and nothing is taken back for it
+    assert said[4] == "nothing was said yet that could be taken back\n" and questions(talk) == []
+
+
+def test_a_line_that_cannot_be_read_loses_nothing(chat):
+    typed(chat, "2+2", UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"))
+    assert questions(chat) == ["2+2"]
 
 
 def test_ctrl_c_breaks_off_an_answer_and_keeps_the_chat(chat, student):
@@ -205,7 +213,7 @@ def test_in_a_terminal(folder):
                 break
         assert 0 < int(window.match[1]) < 3000 and window.match[2] == "broken off"
         window.sendline("/ids")
-        window.expect(r"\x1b\[90m.*\x1b\[32m.*ids went in, (\d+) came out: [\d, |]+\r\n> ")
+        window.expect(r"\x1b\[90m.*\x1b\[32m.*ids went in: \[[\d, ]+\]\r\n(\d+) came out: \[[\d, ]+\]\r\n> ")
         window.sendintr()
         window.expect_exact("Ctrl-D or /quit ends\r\n> ")
         window.sendline("/retry")
