@@ -69,7 +69,8 @@ def read(request, student):
     """Check a request, and encode it.
 
     Args:
-        request: its JSON, as text or read: {"input_data": [text or list of messages, ...], "params": {...}}.
+        request: its JSON, as text or read: {"input_data": [text or list of messages, ...], "params": {...}}, or AzureML's older
+            {"input_data": {"input_string": [...], "parameters": {...}}}.
 
     Returns:
         (inputs, prompts, params): what was asked, its ids, and a value for every one of PARAMS.
@@ -84,9 +85,12 @@ def read(request, student):
             raise ValueError(f"the body is not JSON: {e}") from None
     if not isinstance(request, dict) or "input_data" not in request:
         raise ValueError(f'the body must be {{"input_data": [...], "params": {{...}}}}, got {_shown(request)}')
+    inputs = request["input_data"]
+    if isinstance(inputs, dict) and len(request) == 1 and "input_string" in inputs:  # of AzureML's first servers; its own script takes it to this day
+        request = {{"input_string": "input_data", "parameters": "params"}.get(k, k): v for k, v in inputs.items()}
+        inputs = request["input_data"]
     for field in request:
         choose(field, ("input_data", "params"), "field")
-    inputs = request["input_data"]
     if not isinstance(inputs, list) or not 0 < len(inputs) <= MOST:
         raise ValueError(f"input_data must be a list of 1 to {MOST} texts or conversations, got {_shown(inputs)}")
     params = params_of({} if request.get("params") is None else request["params"], student.context - 1)

@@ -244,9 +244,12 @@ def test_texts_pass_as_they_are_and_messages_get_the_template(student):
     assert serve.read(CARD.decode(), student)[2] == {"top_p": 0.9, "temperature": 0.2, "max_new_tokens": 100, "do_sample": True, "return_full_text": True}
 
 
-def test_azureml_s_older_request_is_told_what_is_read_today(student):
-    with pytest.raises(ValueError, match="input_data must be a list of 1 to 64 texts or conversations, got an object {'input_string'"):
-        serve.read({"input_data": {"input_string": ["a"], "parameters": {}}}, student)
+def test_azureml_s_older_request_is_read_as_the_newer(student):
+    old = {"input_data": {"input_string": ["a", "b"], "parameters": {"max_new_tokens": 7}}}
+    assert serve.read(old, student) == serve.read(body(["a", "b"], max_new_tokens=7), student)
+    assert serve.read({"input_data": {"input_string": ["a"]}}, student) == serve.read({"input_data": ["a"], "params": None}, student)
+    with pytest.raises(ValueError, match="no field named 'parameter'; did you mean 'params'"):
+        serve.read({"input_data": {"input_string": ["a"], "parameter": {}}}, student)
 
 
 def test_the_table_of_defaults_is_the_one_in_the_readme():
