@@ -105,8 +105,8 @@ def run(recipe="laptop", **given):
         state[path.stem] = {"seal": seal, "seconds": seconds, "stages": sorted(rec.finished)}
         config.write_json(state_file, state)
     from orcalab import report
-    page = report.write_report(rec)
-    print(f"\n{report.finding(rec)}\n\n{page} ({clock(time.time() - begun)} in all)")
+    page, text = report.write_report(rec)
+    print(f"\n{text}\n\n{page} ({clock(time.time() - begun)} in all)")
     print(f"next: open that page, or: jupyter lab {out / 'notebooks' / paths[-1].name}")
 
 
@@ -142,7 +142,7 @@ def train(recipe="laptop", stage=None, **given):
         result = trainer.train(cfg, prepared, start)
         print(f"{cfg.name}: loss {result['first_loss']:.3f} -> {result['last_loss']:.3f}, {result['tokens']} tokens, "
               f"{result['tokens_per_s']:.0f} tokens/s; {result['peak_gib']:.2f} GiB at its peak, {result['planned_gib']:.2f} planned", flush=True)
-    print(report.write_report(rec))
+    print(report.write_report(rec)[0])
 
 
 def plan(recipe="laptop", stage=None, on="", **given):
@@ -204,8 +204,7 @@ def evaluate(recipe="laptop", **given):
     if how.shard:
         print(f"share {how.shard} is answered; once all are, the same command without --shard scores them")
     else:
-        print(report.write_exam(rec, root, sets, judge) if how.tasks else report.write_report(rec))
-        print(report.finding(rec, root if how.tasks else ""))
+        print(*(report.write_exam(rec, root, sets, judge) if how.tasks else report.write_report(rec)), sep="\n")
 
 
 def answering(recipe, stage, given):

@@ -250,10 +250,14 @@ def finish(folder, model, tokenizer, cfg):
     the attention's kernel is another, which is right as well.
 
     Returns: dict: what `compare` says of the merged model's logits and the adapter's, and "noise", the relative difference between two kernels.
-    Raises:  ValueError: they differ by more than TIMES the noise. No model folder is left.
+    Raises:  ValueError: they differ by more than TIMES the noise, or vocabulary or tokenizer are not those of `load`. No model folder is left.
     """
     folder, note = Path(folder), model.note
     shutil.rmtree(folder / "model", ignore_errors=True)
+    now = {"vocabulary": model.config.vocab_size, "tokenizer": chatml.fingerprint(tokenizer)}
+    if odd := [f"{k} {note[k]} -> {v}" for k, v in now.items() if note[k] != v]:
+        raise ValueError(f"{cfg.name} was trained with another vocabulary or tokenizer than it would be saved with ({', '.join(odd)}): "
+                         "hand over those that load gave")
     save(folder / "adapter", model, tokenizer)
     want, home = logits(model, tokenizer), model.device
     noise = compare(want, logits(model, tokenizer, "eager"))["relative"]

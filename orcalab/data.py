@@ -1,7 +1,7 @@
 """Rows in, examples out: dress for a stage, encode and prove in parallel, and keep on disk as a prepared folder."""
 
 import json
-import shutil
+import pickle
 from array import array
 from bisect import bisect_left
 from collections import Counter
@@ -52,7 +52,7 @@ def block_of(rows, cfg, encoder, number=0, wanted=float("inf"), most=None, overl
     taken = islice(rows if number is None else dressed(rows, cfg, number), most)
     if overlap:
         taken = list(taken)
-        shared = overlap.of(["\n".join([m["content"] for m in r.messages if m["role"] != "system"] or [r.text]) for r in taken])
+        shared = overlap.of_rows(taken)
     for at, row in enumerate(taken):
         if not (row.messages[-1]["content"] if row.messages else row.text).strip():  # of a stream; a Mixture left them out
             report["empty"] += 1
@@ -191,11 +191,10 @@ def prepare(rows, cfg, tokenizer, folder, origin, against=""):
     if target.exists():
         return open_prepared(target)
     side, chosen = target.with_name(target.name + ".part"), {}
-    if isinstance(rows, OnDisk):  # chosen by seed: what an interrupted call made of the same rows fits
-        rows = rows if isinstance(rows, Mixture) else Mixture.of(rows, cfg)
-        chosen = rows.choose()
-    else:
-        shutil.rmtree(side, ignore_errors=True)
+    for old in side.glob("data-*") if not (side / "chosen.pickle").exists() else ():  # of a stream, or of a choice that was never made
+        old.unlink()
+    if isinstance(rows, OnDisk):
+        rows, chosen = _choose(rows if isinstance(rows, Mixture) else Mixture.of(rows, cfg), side)
     side.mkdir(parents=True, exist_ok=True)
     report, hits, tags, lengths, tag, item = Counter(dict.fromkeys(card.TEXT, 0)), Counter(), {}, [], [], []
     table, read_rows = None, 0
@@ -235,6 +234,7 @@ def prepare(rows, cfg, tokenizer, folder, origin, against=""):
     if known and rows.aside:
         with open(side / "validation.jsonl", "w", encoding="utf-8", newline="\n") as f:
             f.writelines(json.dumps({k: v for k, v in vars(r).items() if v and k != "where"}, ensure_ascii=False) + "\n" for r in rows.set_aside())
+    (side / "chosen.pickle").unlink(missing_ok=True)
     made = {"config": cfg.settings, "made_of": made_of, "pad_id": tokenizer.pad_token_id, "report": dict(report), "packs": len(plan),
             "fill": int(lengths[plan.members].sum(dtype=np.int64)) / (len(plan) * cfg.seq_len), "epochs": len(plan.members) / len(lengths), "planned": len(np.unique(plan.members)),
             "by": card.counted(list(tags), np.bincount(tag[plan.members], minlength=len(tags))), "rows_by": card.counted(list(tags), np.bincount(tag, minlength=len(tags))),
@@ -243,3 +243,18 @@ def prepare(rows, cfg, tokenizer, folder, origin, against=""):
     write_json(side / "card.json", made)
     side.replace(target)
     return open_prepared(target)
+
+
+def _choose(rows, side):
+    """Choose the rows of a Mixture, or take the choice that an interrupted call left."""
+    kept = side / "chosen.pickle"
+    if kept.exists():
+        before, said = pickle.loads(kept.read_bytes())
+        if all(p.exists() for p in before.paths()):
+            return before, said
+    said = rows.choose()
+    side.mkdir(parents=True, exist_ok=True)
+    part = kept.with_suffix(".part")
+    part.write_bytes(pickle.dumps((rows, said)))
+    part.replace(kept)
+    return rows, said

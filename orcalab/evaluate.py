@@ -1,4 +1,4 @@
-"""Held-out questions, answers, scores with intervals, and paired comparisons on the same questions."""
+"""Questions asked of students: answers kept so that a kill costs little, several processes can share the work, and all of it can be read again."""
 
 import json
 import math
@@ -90,17 +90,10 @@ def ask(student, name, system, questions, folder, recipe, said=None, shard=(1, 1
     done, mine = {}, []
     head = {"questions": len(todo), "asked": digest([[*key, e["question"]] for key, e in todo]), "student": identity(student),
             "max_new_tokens": recipe.max_new_tokens, "message": digest(said if own or system in ("right", "wrong") else message(system))}
-    key = digest(head)
-    mine_and_theirs = lambda end: [p for p in sorted(folder.glob(f"{stem}*{end}")) if re.fullmatch(re.escape(stem) + r"(\.\d+of\d+)?" + re.escape(end), p.name)]
-    for file in mine_and_theirs(".jsonl"):  # of other questions, another student or another limit: what was answered is kept for when it is asked again
-        if (found := digest(_head((read_lines(file) or [{}])[0]))) != key:
-            file.replace(file.with_suffix(f".{found}.before"))
-    for file in mine_and_theirs(f".{key}.before"):
-        if not (back := file.with_name(file.name.removesuffix(f".{key}.before") + ".jsonl")).exists():
-            file.replace(back)
-    size = next((read_lines(file)[0]["together"] for file in mine_and_theirs(".jsonl")), TOGETHER * recipe.eval_batch)  # who began says what is answered together
+    files = _files(folder, stem, digest(head))
+    size = next((_first(file)["together"] for file in files), TOGETHER * recipe.eval_batch)  # who began says what is answered together
     parts = [todo[i : i + size] for i in range(0, len(todo), size)]
-    for file in sorted(mine_and_theirs(".jsonl"), key=lambda p: p == path):
+    for file in sorted(files, key=lambda p: p == path):
         held = {(r["task"], r["number"]): r for r in Answers([file])}
         mine = [n for n, part in enumerate(parts) if n not in done and all(which in held for which, _ in part)]
         done |= {n: [held[which] for which, _ in parts[n]] for n in mine}
@@ -120,8 +113,30 @@ def ask(student, name, system, questions, folder, recipe, said=None, shard=(1, 1
                 f.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in done[n]))
                 f.flush()
                 with open(folder / "timing.log", "a") as log:  # beside the answers, which are the same each time
-                    log.write(json.dumps([name, system, len(done[n]), round(time.monotonic() - begun, 3), key]) + "\n")
+                    log.write(json.dumps([name, system, len(done[n]), round(time.monotonic() - begun, 3), digest(head)]) + "\n")
     return in_order(r for part in done.values() for r in part)
+
+
+def _files(folder, stem, key):
+    """Return the files that hold answers of these settings, shares of other processes among them.
+
+    Files of other questions, another student or another limit are put aside, and those that were put aside under these settings taken back.
+    """
+    named = lambda end: [p for p in sorted(folder.glob(f"{stem}*{end}")) if re.fullmatch(re.escape(stem) + r"(\.\d+of\d+)?" + re.escape(end), p.name)]
+    for file in named(".jsonl"):
+        if (found := digest(_head(_first(file)))) != key:
+            file.replace(file.with_suffix(f".{found}.before"))
+    for file in named(f".{key}.before"):
+        if not (back := file.with_name(file.name.removesuffix(f".{key}.before") + ".jsonl")).exists():
+            file.replace(back)
+    return named(".jsonl")
+
+
+def _first(path):
+    """Return the first line of a file of answers, which says whose they are; {} where a kill left not even that."""
+    with open(path, "rb") as lines:
+        line = next(lines, b"")
+    return json.loads(line) if line.endswith(b"\n") else {}
 
 
 def identity(student):

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean as mean
 
 from orcalab import __version__, endpoint, evaluate, harness, hygiene, judge as judges, parser, procedural, scores, tasks
-from orcalab.config import check, choose, digest, listed, read_json, write_json
+from orcalab.config import check, choose, listed, read_json, write_json
 from orcalab.prepared import open_prepared
 from orcalab.strategies import STRATEGIES, message
 
@@ -138,8 +138,7 @@ def overlap(questions, folders):
     for rows in (open_prepared(f).rows for f in folders):
         for n in range(0, len(rows), 1000):
             some = [rows[i] for i in range(n, min(n + 1000, len(rows)))]
-            shared = found.of(["\n".join([m["content"] for m in r.messages if m["role"] != "system"] or [r.text]) for r in some])
-            hits.update((*which, r.task) for r, all_of in zip(some, shared) for which in all_of)
+            hits.update((*which, r.task) for r, shared in zip(some, found.of_rows(some)) for which in shared)
     return hygiene.report(hits, {t: len(qs) for t, qs in questions.items()})
 
 
@@ -209,7 +208,7 @@ def judged(folder, only, judge):
     """
     answers = {who: list(of) for who, of in evaluate.stored(folder).items() if who in only and next(iter(of)).get("kind") == "open"}
     found = {who: said for who, of in answers.items() if (said := [r for r in of if r["text"].strip()])}
-    out, asks = {", ".join(who): {"left_out": len(answers[who]) - len(said)} for who, said in found.items()}, bool(judge and judge.model)
+    out, asks = {", ".join(who): {"left_out": len(of) - len(found.get(who, ()))} for who, of in answers.items()}, bool(judge and judge.model)
 
     def tell(who, name, way, *records):
         try:

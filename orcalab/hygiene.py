@@ -128,6 +128,10 @@ class Overlap:
         ids = np.fromiter(map(self.words.get, chain(words, [""] * (NGRAM - 1)), repeat(0)), np.uint64)
         return np.lib.stride_tricks.sliding_window_view(ids, NGRAM)
 
+    def of_rows(self, rows):
+        """Return what `of` gives for what rows say, their system messages left out."""
+        return self.of(["\n".join([m["content"] for m in r.messages if m["role"] != "system"] or [r.text]) for r in rows])
+
     def of(self, texts):
         """Return for each text the set of (name, number) of the questions that share a run of words with it."""
         if not texts:

@@ -102,6 +102,10 @@ class Mixture(OnDisk):
         read = {n: sources.origin(n, self.cfg.data) for n in dict.fromkeys(p.sources for p in self.mix.parts)}
         return [self.mix.name, parts, self.mix.subset, [read[p.sources] for p in self.mix.parts]]
 
+    def paths(self):
+        """Return the files that the rows lie in, as far as they are files of lines."""
+        return [p for pool in self.pools for s in pool.parts for p in getattr(s, "paths", [])]
+
     def choose(self):
         """Read every row and decide, once, which are taken, in which order; return what is to be said about it, {part: counts}.
 

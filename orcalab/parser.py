@@ -81,13 +81,6 @@ def first_capital(text, labels):
     return found[0] if found and found[0] in labels else None
 
 
-def disagreements(records):
-    """Yield each record of a question with labelled options of which the official rule says something else than ours, and `official`, what that says."""
-    for r in records:
-        if r["kind"] == "choice" and r.get("labels") and (official := first_capital(r["text"], r["labels"])) != r["answer"]:
-            yield {**r, "official": official}
-
-
 def parts(text):
     """Yield (how, part) of a text in the order in which it is read: what stands behind each delimiter, the last first; then all of it, once for each rule."""
     shut = False  # whether an "Answer:" stands there that says nothing: then neither beginning nor end counts

@@ -15,31 +15,11 @@ def pair(records):
     return next((p for p in PAIRS if set(p) <= set(records)), ())
 
 
-def by_message(rec):
-    """Return the scores of the students that were asked under several messages."""
-    found = evaluate.read_answers(Path(rec.out) / "answers")
-    return [{"student": n, "system": m, **score(found[n, m])} for n, said in rec.students.items() if len(said) > 1 for m in said if (n, m) in found]
-
-
-def cautious(rec):
-    """Return the scores under the cautious message, in the order of the stages, and the records, from the answers files."""
-    records = {s: r for (s, m), r in evaluate.read_answers(Path(rec.out) / "answers").items() if m == "cautious"}
-    order = [n for n in ["base", *(s.name for s in rec.stages)] if n in records]
-    return [{"student": n, "system": "cautious", **score(records[n])} for n in order], records
-
-
-def finding(rec, benchmarks=""):
-    """Return the table and the comparison that the run was made for, as text; of benchmarks, the tables of their folder."""
-    if benchmarks:
-        made = config.read_json(Path(benchmarks) / "results.json")
-        took = {s["benchmark"]: evaluate.seconds(Path(benchmarks) / s["benchmark"]) for s in made["scores"]}
-        return "\n\n".join([*(show.text_table(*x) for x in (beside_paper(made), costs(made, took), versus_rows(made), *(regret_rows(r) for r in made["regret"].values())) if x[0]), notes(made)]).strip()
-    scores, records = cautious(rec)
+def finding(tasks, scores, several, records):
+    """Return the table and the comparison that the run was made for, as text; the arguments are what write_report reads."""
     if not scores:
         return "no student was evaluated yet"
-    text = show.text_table(*show.task_rows(scores, rec.tasks))
-    if several := by_message(rec):
-        text += "\n\n" + show.text_table(*show.score_rows(several))
+    text = "\n\n".join(show.text_table(*made) for made in (show.task_rows(scores, tasks), show.score_rows(several)) if made[0])
     if both := pair(records):
         c = compare(*(records[n] for n in both))
         text += (f"\n\nexplained and erased minus answers only, same questions: {100 * c['macro']:+.1f} points "
@@ -48,10 +28,12 @@ def finding(rec, benchmarks=""):
 
 
 def write_report(rec):
-    """Write `<out>/report.html` from what lies in the run folders; return its path."""
+    """Write `<out>/report.html` from what lies in the run folders; return its path, and what was found as text."""
     out = Path(rec.out)
-    trained = [s for s in rec.stages if s.name in rec.finished]
-    scores, records = cautious(rec)
+    trained, found = [s for s in rec.stages if s.name in rec.finished], evaluate.read_answers(out / "answers")
+    records = {s: r for (s, m), r in found.items() if m == "cautious"}
+    scores = [{"student": n, "system": "cautious", **score(records[n])} for n in ("base", *(s.name for s in rec.stages)) if n in records]
+    several = [{"student": n, "system": m, **score(found[n, m])} for n, said in rec.students.items() if len(said) > 1 for m in said if (n, m) in found]
     lead, sections = html_lead(rec, records), []
     if scores:
         rows = [[t.name, t.strategy, "yes" if t.direct else "no", t.why] for t in rec.tasks]
@@ -59,7 +41,7 @@ def write_report(rec):
         last = [s for s in scores if s["student"] in pair(records)]
         sections.append(("Which answers need explaining", [
             show.dots(last), show.table(rows, ["task", "strategy", "should a direct answer do?", "why, written beforehand"])]))
-    if several := by_message(rec):
+    if several:
         sections.append(("What each student does under each message", [show.messages(several), show.table(*show.score_rows(several))]))
     if grid := evaluate.read_answers(out / "grid"):
         every = [{"student": s, "system": m, **score(r)} for (s, m), r in grid.items()]
@@ -75,7 +57,7 @@ def write_report(rec):
         sections.append(("Answers to read", [answers_table(records)]))
     if trained:
         sections.append(("Settings and fingerprints", [f"<pre>{html.escape(rec.doc)}</pre>", f"<pre>{html.escape(json.dumps(cards, indent=1))}</pre>"]))
-    return show.report(out / "report.html", f"orcalab: recipe {rec.name}, seed {rec.seed}", lead, sections)
+    return show.report(out / "report.html", f"orcalab: recipe {rec.name}, seed {rec.seed}", lead, sections), finding(rec.tasks, scores, several, records)
 
 
 def html_lead(rec, records):
@@ -166,11 +148,12 @@ def choice_rows(found):
 
 
 def write_exam(rec, root, sets, judge=None):
-    """Score what was asked of benchmarks (see exam.results), write results.json and report.html; return the page's path."""
+    """Score what was asked of benchmarks (see exam.results), write results.json and report.html; return the page's path, and its tables as text."""
     made = exam.results(root, sets, rec, judge)
-    took, rows = {s["benchmark"]: evaluate.seconds(root / s["benchmark"]) for s in made["scores"]}, lambda f, *x: show.table(*f(made, *x))
+    took = {b: evaluate.seconds(root / b) for b in sets}
+    tables = {"paper": beside_paper(made), "costs": costs(made, took), "versus": versus_rows(made), "regret": regret_rows({f"{s} ({b})": r for b, of in made["regret"].items() for s, r in of.items()})}
     named = lambda s: {**s, "student": f"{s['student']}, {s['system']}"}
-    sections = [("Beside the paper", [beside(made), rows(beside_paper), "<p>Certainty of the paper's numbers: P read in the "
+    sections = [("Beside the paper", [beside(made), show.table(*tables["paper"]), "<p>Certainty of the paper's numbers: P read in the "
                  "paper or an official file, S in a secondary source, U from memory, D derived. Ours: 95 % intervals, questions drawn anew inside each task. " + html.escape(notes(made)) + "</p>"])]
     for b in took:
         own = [s for s in made["scores"] if s["benchmark"] == b and s["by_task"]]
@@ -183,7 +166,7 @@ def write_exam(rec, root, sets, judge=None):
             took_form = [[s["student"], s["system"], t, *(f"{of.get(f, 0) / sum(of.values()):.0%}" for f in forms)] for s in own if s["system"] == "cautious" for t, of in s["forms"].items()]
             sections.append((f"{b}: which strategy wins where, and which was taken", [show.heat(own, s) for s in told] + [
                 show.table(*regret_rows(told)), "<p>Strategies that answers took where the choice was the student's, by their form (only the forms of this book's own teacher are known; all else is <i>other</i>):</p>", show.table(took_form, ["student", "message", "task", *forms])]))
-    sections += [("What answers cost, and how they ended", [rows(costs, took)]), ("Who is better", [rows(versus_rows)])]
+    sections += [("What answers cost, and how they ended", [show.table(*tables["costs"])]), ("Who is better", [show.table(*tables["versus"])])]
     if odd := evaluate.read_lines(root / "disagreements.jsonl"):
         lines = [[r["student"], r["system"], r["task"], r["number"], r["gold"], r["answer"] or "not read", r["official"] or "none", r["text"][-160:]] for r in odd[:: -(-len(odd) // 20)]]
         sections.append((f"{len(odd)} answers that AGIEval's own rule reads otherwise", [f"<p>Every {-(-len(odd) // 20)}th of them; all are in disagreements.jsonl.</p>", show.table(lines, ["student", "message", "task", "number", "gold", "ours", "first capital", "the answer ends"])]))
@@ -193,4 +176,5 @@ def write_exam(rec, root, sets, judge=None):
     if any(made["judged"].values()):
         sections.append(("What no parser can say", [f"<pre>{html.escape(json.dumps(made['judged'], indent=1))}</pre>"]))
     lead = f"{sum(s['questions'] for s in made['scores']):,} answers to questions of {', '.join(took)}, greedy, without examples."
-    return show.report(root / "report.html", f"orcalab: benchmarks, recipe {rec.name}", lead, sections)
+    path = show.report(root / "report.html", f"orcalab: benchmarks, recipe {rec.name}", lead, sections)
+    return path, "\n\n".join([*(show.text_table(*x) for x in tables.values() if x[0]), notes(made)]).strip()

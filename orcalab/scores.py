@@ -1,6 +1,6 @@
 """Scores with intervals from stored answers, and paired comparisons on the same questions.
 
-Answers are records: dicts with task, number, question, right, format_ok, tokens, reason, and, where they have one, seed, seconds, group (what questions of one passage
+Answers are records: dicts with task, number, question, right, format_ok, tokens, reason, and, where they have one, seed, group (what questions of one passage
 share) and value (a mark that is averaged instead of `right`, such as ROUGE). Any iterable of them is read once; some 40 bytes of an answer are kept.
 Every interval is a bootstrap inside each task, of passages where questions share one. Draws are Dirichlet weights (Rubin 1981, "The Bayesian Bootstrap"): a gamma number for
 each *distinct* outcome, so a million answers cost no more than ten. Without two additions 95 % would not be 95 %:
@@ -21,8 +21,8 @@ import numpy as np
 
 DRAWS = 10_000
 PATTERNS = 500  # outcomes of a task that are drawn one by one; where more are distinct, questions are bundled at random into so many
-Gathered = namedtuple("Gathered", "tasks facts marked")  # {task: Answers}, {task: Counter of facts}, whether outcomes are values
-Answers = namedtuple("Answers", "outcomes unit asked")  # (seeds, questions); (questions,), equal where drawn together; (3, seeds x questions): seed, number, digest of the question
+Gathered = namedtuple("Gathered", "tasks facts marked")  # {task: Outcomes}, {task: Counter of facts}, whether outcomes are values
+Outcomes = namedtuple("Outcomes", "outcomes unit asked")  # (seeds, questions); (questions,), equal where drawn together; (3, seeds x questions): seed, number, digest of the question
 
 
 def gather(records):
@@ -39,13 +39,13 @@ def gather(records):
         marked.add("value" in r)
         for column, x in zip(columns[task], (outcome, r.get("seed", 0), r["number"], digest(r.get("question", "")), digest(r.get("group") or ""))):
             column.append(x)
-        facts[task].update({"answers": 1, "format": bool(r["format_ok"]), "tokens": r["tokens"], ("reason", r["reason"]): 1, "timed": "seconds" in r, "seconds": r.get("seconds", 0)})
+        facts[task].update({"answers": 1, "format": bool(r["format_ok"]), "tokens": r["tokens"], ("reason", r["reason"]): 1})
     if len(marked) != 1:
         raise ValueError("some answers have a value and some have none: score them apart" if marked else "there are no answers to score")
-    return Gathered({t: _answers(t, *(np.frombuffer(c, c.typecode) for c in columns.pop(t))) for t in sorted(columns)}, facts, marked == {True})
+    return Gathered({t: _outcomes(t, *(np.frombuffer(c, c.typecode) for c in columns.pop(t))) for t in sorted(columns)}, facts, marked == {True})
 
 
-def _answers(task, outcome, seed, number, asked, group):
+def _outcomes(task, outcome, seed, number, asked, group):
     order, seeds = np.lexsort((number, seed)), len(np.unique(seed))
     asked = np.array([seed, number, asked])[:, order]
     twice = (np.diff(asked[:2]) == 0).all(0)
@@ -54,7 +54,7 @@ def _answers(task, outcome, seed, number, asked, group):
     if len(order) % seeds or np.diff(asked[1].reshape(seeds, -1), axis=0).any():
         raise ValueError(f"task {task!r}: its {seeds} seeds did not answer the same questions")
     group = group[order[:len(order) // seeds]].astype(int)
-    return Answers(outcome[order].reshape(seeds, -1), np.unique(np.where(group, group, -1 - np.arange(len(group))), return_inverse=True)[1], asked)
+    return Outcomes(outcome[order].reshape(seeds, -1), np.unique(np.where(group, group, -1 - np.arange(len(group))), return_inverse=True)[1], asked)
 
 
 def table(records):
@@ -94,11 +94,12 @@ def _interval(cells, ends, sides, rng):
         drawn = np.take_along_axis(drawn, rng.integers(0, len(drawn), drawn.shape), 0)
     drawn, macro = drawn.mean(0), np.mean(means)
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return min(low, macro), max(high, macro), float((1 + (abs(drawn - macro) >= abs(macro)).sum()) / (DRAWS + 1))
+    far = abs(drawn - macro) * math.sqrt((min(free) + 2) / min(free))  # a p value may err to one side alone, so for it draws are stretched once more
+    return min(low, macro), max(high, macro), float((1 + (far >= abs(macro)).sum()) / (DRAWS + 1))
 
 
 def _intervals(columns, tasks, marked, sides=1):
-    """Return ({low, high, tasks_low, tasks_high, intervals: {task: [low, high]}}, p) for {task: (sides x seeds, questions)} and {task: Answers}."""
+    """Return ({low, high, tasks_low, tasks_high, intervals: {task: [low, high]}}, p) for {task: (sides x seeds, questions)} and {task: Outcomes}."""
     rng, seen = np.random.default_rng(0), [x if sides == 1 else np.subtract(*np.split(x, 2)) for x in columns.values()]
     worst, best = (min(x.min() for x in seen), max(x.max() for x in seen)) if marked else (1 - sides, 1)
     added = np.repeat([[worst, best], [0, 0]][:sides], len(next(iter(columns.values()))) // sides, axis=0)
@@ -119,13 +120,13 @@ def score(records):
 
     Returns:
         dict: macro, low, high, tasks_low, tasks_high (None for one task), by_task, intervals {task: [low, high]}, questions; format_ok, tokens (mean new tokens),
-        cut (share that hit max_new_tokens), seconds (mean, None if no answer tells), reasons {stop reason: answers}; these also as {task: ...} in format_by_task, tokens_by_task, ...
+        cut (share that hit max_new_tokens), reasons {stop reason: answers}; these also as {task: ...} in format_by_task, tokens_by_task, ...
     """
     tasks, facts, marked = gather(records)
     by_task = {t: float(a.outcomes.mean()) for t, a in tasks.items()}
     every = sum(facts.values(), Counter())
     told = {"format": lambda c: c["format"] / c["answers"], "tokens": lambda c: c["tokens"] / c["answers"], "cut": lambda c: c["reason", "length"] / c["answers"],
-            "seconds": lambda c: c["seconds"] / c["timed"] if c["timed"] else None, "reasons": lambda c: {k[1]: n for k, n in sorted(c.items(), key=str) if k[0] == "reason"}}
+            "reasons": lambda c: {k[1]: n for k, n in sorted(c.items(), key=str) if k[0] == "reason"}}
     return {"macro": float(np.mean(list(by_task.values()))), **_intervals({t: a.outcomes for t, a in tasks.items()}, tasks, marked)[0],
             "by_task": by_task, "questions": every["answers"]} | {"format_ok" if k == "format" else k: f(every) for k, f in told.items()} | {f"{k}_by_task": {t: f(facts[t]) for t in tasks} for k, f in told.items()}
 
@@ -170,7 +171,7 @@ def holm(p):
     """
     known = sorted((k for k in p if p[k] is not None), key=p.get)
     steps = np.maximum.accumulate([min(1.0, (len(known) - i) * p[k]) for i, k in enumerate(known)])
-    return {k: None for k in p} | dict(zip(known, map(float, steps)))
+    return dict.fromkeys(p) | dict(zip(known, map(float, steps)))
 
 
 def versus(by_key, pairs=None):

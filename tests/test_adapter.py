@@ -106,6 +106,17 @@ def frozen(model):
 
 # ---------------------------------------------------------------------------------------------- learning
 
+def test_what_is_saved_is_what_was_trained(tied, tokenizer, tmp_path):
+    cfg = config()
+    model, tok, _ = adapter.load(cfg, tied, FP32, "cpu")
+    with pytest.raises(ValueError, match=r"stage1 was trained with another vocabulary or tokenizer than it would be saved with \(tokenizer \w+ -> \w+\): hand over those"):
+        adapter.finish(tmp_path, model, tokenizer, cfg)
+    model.config.vocab_size = 999
+    with pytest.raises(ValueError, match=r"saved with \(vocabulary 260 -> 999\)"):
+        adapter.finish(tmp_path, model, tok, cfg)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("on", ["layers", "head"])
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_the_adapter_learns_and_nothing_else(base, method, on):

@@ -41,6 +41,10 @@ def words(folder, out, *more):
     return ["evaluate", "--recipe", "smoke", "--tasks", "bbh,agieval", "--data", str(folder), "--out", str(out), "--device", "cpu", "--dtype", "fp32", "--eval_batch", "1", *more]
 
 
+def in_file(path):
+    return evaluate.read_lines(path)[1:]
+
+
 def written(out):
     """Return all that an evaluation leaves and no other may leave otherwise."""
     root = Path(out) / "benchmarks"
@@ -60,6 +64,9 @@ def test_one_command_asks_scores_compares_and_shows(folder, tmp_path, capsys):
         lettered = [r for r in records if r["labels"]]
         assert s["official"] == (sum(parser.first_capital(r["text"], r["labels"]) == r["gold"] for r in lettered) / len(lettered) if lettered else None)
     assert len({r["group"] for r in evaluate.read_answers(root / "agieval")["base", "empty"]}) == 2
+    odd = [(r["system"], r["task"], r["number"], r["answer"], r["official"]) for r in evaluate.read_lines(root / "disagreements.jsonl")]
+    assert odd == [(m, r["task"], r["number"], r["answer"], first) for b in ("bbh", "agieval") for m in ("empty", "cautious") for r in in_file(root / b / f"base.{m}.jsonl")
+                   if r["labels"] and (first := parser.first_capital(r["text"], r["labels"])) != r["answer"]]
     (pair,) = made["versus"]["bbh"]
     assert (pair["a"], pair["b"]) == (["base", "empty"], ["base", "cautious"]) and pair["holm"] == pair["p"]
     table = said.split("report.html\n")[1]
@@ -168,7 +175,7 @@ def test_forms_regret_and_comparisons_of_a_student_told_several_ways(tmp_path):
     (tmp_path / "root" / "bbh").mkdir()
     for p in tmp_path.glob("*.jsonl"):
         p.rename(tmp_path / "root" / "bbh" / p.name)
-    page = report.write_exam(recipes.get("smoke", out=str(tmp_path)), tmp_path / "root", {"bbh": [("s", m) for m in said]}).read_text(encoding="utf-8")
+    page = report.write_exam(recipes.get("smoke", out=str(tmp_path)), tmp_path / "root", {"bbh": [("s", m) for m in said]})[0].read_text(encoding="utf-8")
     assert "which strategy wins where, and which was taken" in page and re.search(r"<td[^>]*>s</td><td[^>]*>cautious</td><td[^>]*>bbh/navigate</td><td>(?:60|50|0)%</td><td>50%</td>", page)
 
 

@@ -113,8 +113,9 @@ def test_run_refuses_a_knob_that_no_notebook_has(capsys, tmp_path):
 
 
 def test_a_finding_before_anything_is_evaluated(recipe):
-    assert report.finding(recipe) == "no student was evaluated yet"
-    text = report.write_report(recipe).read_text(encoding="utf-8")
+    page, told = report.write_report(recipe)
+    assert told == "no student was evaluated yet"
+    text = page.read_text(encoding="utf-8")
     assert "a program stands in for GPT-4" in text
 
 

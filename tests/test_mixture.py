@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import talk
 
-from orcalab import corpus, data, model, packing, recipes, strategies
+from orcalab import corpus, data, mixture, model, packing, recipes, strategies
 from orcalab.config import Config, Mix, Part
 from orcalab.mixture import Mixture
 from orcalab.sampling import Scan, algorithm1, conversations, of_each, select, set_aside, shots_of
@@ -348,6 +348,7 @@ def test_an_interrupted_prepare_goes_on_and_makes_the_same_bytes(tmp_path, token
     stamps = [f.stat().st_mtime_ns for f in made]
     (side,) = (tmp_path / "two" / "prepared").glob("*.part")
     monkeypatch.setattr(data, "write_shard", write)
+    monkeypatch.setattr(mixture, "scan", lambda *a: pytest.fail("what was chosen is chosen again"))
     again = prepared(tmp_path, str(path), tmp_path / "two", tokenizer, processes=1)
     assert [(again.folder / f.name).stat().st_mtime_ns for f in made] == stamps and not side.exists()
     files = lambda p: {f.name: f.read_bytes() for f in p.folder.iterdir()}

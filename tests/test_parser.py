@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orcalab import parser, sources, tasks
-from orcalab.parser import Read, disagreements, equal, first_capital, read, right, span
+from orcalab.parser import Read, equal, first_capital, read, right, span
 from orcalab.strategies import FINAL
 
 LABELLED, CHOICE, ANY = "labelled", "choice", "any"  # which questions a style is for
@@ -150,8 +150,6 @@ def test_the_official_rule_reads_far_fewer_of_the_styles(questions, prose):
     ours, official = (sum(x) / len(records) for x in ([r["right"] for r in records], [first_capital(r["text"], r["labels"]) == r["gold"] for r in records]))
     print(f"of {len(records)} gold answers in {len(STYLES)} styles ours reads {ours:.1%} right, the official rule {official:.1%}")
     assert ours > 0.995 and 0.3 < official < 0.5
-    listed = [*disagreements(records)]
-    assert len(listed) == sum(first_capital(r["text"], r["labels"]) != r["answer"] for r in records) and all(r["official"] != r["answer"] for r in listed)
     reads = lambda s: sum(first_capital(r["text"], r["labels"]) == r["gold"] for r in records if r["style"] == s) / len(some)
     assert reads("brackets") == reads("full stop") == 1 and reads("rejected before") == reads("wrong one first") == 0 and reads("explanation first") < 0.5
 
@@ -295,10 +293,6 @@ def test_only_the_whole_answer_is_right(kind, answer, golds, verdict):
 
 def test_a_span_is_compared_as_in_drops_script():
     assert [span(x) for x in ("The 1,200.0 yards", "U.S.-born", "$.5", "a An THE", "Smith's 10-yard run!")] == ["1200.0 yards", "us born", "0.5", "", "smiths 10.0 yard run"]
-
-
-def test_records_without_labels_are_passed_over():
-    assert [*disagreements([{"kind": "choice", "text": "A"}, {"kind": "choice", "labels": [], "text": "A"}, {"kind": "number"}])] == []
 
 
 # ------------------------------------------------------------------------------------- whatever comes, and how fast
