@@ -9,26 +9,27 @@ from dataclasses import fields
 from pathlib import Path
 
 import orcalab
-from orcalab import config, endpoint, exam, recipes, sources, terminal
-from orcalab.execute import execute, knobs, notebooks, worker
+from orcalab import config, endpoint, exam, recipes, sources, sweep as sweeps, terminal
+from orcalab.execute import corridor, refuse_other_inputs
 from orcalab.progress import clock
 from orcalab.strategies import FINAL
 
 VERBS = {
     "run": "execute every notebook of the recipe, in order, and write report.html",
     "train": "train the recipe's stages without notebooks (--stage NAME for one)",
-    "plan": "say what each stage will cost before anything is loaded: steps, tokens, GiB by kind, hours (--on A100-80 for another device)",
+    "plan": "say what each stage will cost before anything is loaded: steps, tokens, GiB by kind, hours (--on A100-80 for another device, --nodes 4 --gpus 8 for several)",
     "prepare": "prepare the rows of every stage, and print what is in them",
     "evaluate": "ask the trained students the held-out questions, or the paper's benchmarks (--tasks bbh --data FOLDER), and print the scores",
     "teach": "ask a teacher the questions of a stage's rows, keep a ledger, write the answers as rows (--status sums the ledger up)",
     "chat": "talk with a student in the terminal (--model FOLDER for any model; /help says what else can be typed)",
     "export": "write a student to a folder for transformers, vLLM, MLflow, AzureML or llama.cpp (--to FOLDER, --formats hf,mlflow,azureml,gguf)",
+    "sweep": "train and evaluate a recipe at many settings, and compare them (--over \"lr=1e-4,3e-4 seed=0,1\" --at_once 2; --status compares what is there)",
     "choose": "try strategies with the student that a stage starts from, and choose one for each family of tasks",
 }
 
 
 PLAIN = {"name", "stages", "tasks", "mixes", "doc", "start"}  # fields that no flag sets
-WHOM, TALK, EXAM = ({f.name for f in fields(c)} - ({"name"} if c is exam.Exam else PLAIN) for c in (endpoint.Teacher, terminal.Talk, exam.Exam))
+WHOM, TALK, EXAM, SWEEP = ({f.name for f in fields(c)} - ({"name"} if c is exam.Exam else PLAIN) for c in (endpoint.Teacher, terminal.Talk, exam.Exam, sweeps.Sweep))
 JUDGING = WHOM - {"model", "first", "calls"}  # how a judge is asked
 
 
@@ -38,7 +39,7 @@ def usage():
     lines += [f"  {verb:<10}{text}" for verb, text in VERBS.items()]
     lines += ["", "  --recipe    name of the recipe: " + " or ".join(recipes.RECIPES), "  --rows may name mixtures: " + ", ".join(m.name for m in recipes.MIXES),
               "  or sources (NAME, or NAME:FOLDER): " + ", ".join(sources.SOURCES), "  or files and folders"]
-    for cls, head in ((config.Recipe, "of the recipe"), (config.Config, "of every stage"), (endpoint.Teacher, "of the teacher (teach)"), (terminal.Talk, "of a conversation (chat)"), (exam.Exam, "of benchmarks (evaluate); a judge takes the teacher's")):
+    for cls, head in ((config.Recipe, "of the recipe"), (config.Config, "of every stage"), (endpoint.Teacher, "of the teacher (teach)"), (terminal.Talk, "of a conversation (chat)"), (exam.Exam, "of benchmarks (evaluate); a judge takes the teacher's"), (sweeps.Sweep, "of a sweep (sweep)")):
         lines += ["", f"settings {head}:"]
         lines += [f"  --{n:<18}{t}" for n, t in config.help_of(cls).items() if n not in PLAIN or cls is exam.Exam]
     lines += ["  --teacher           " + " or ".join(endpoint.TEACHERS) + ", or what rows are to say in their column teacher", "  --chosen            strategies.json of `orcalab choose`"]
@@ -47,9 +48,9 @@ def usage():
 
 def arguments(words, verb=""):
     """Turn `--name value` pairs into a dictionary; raise a ValueError for anything else."""
-    given, own = {}, {"teach": {"teacher", "chosen", "status", *WHOM}, "plan": {"on"}, "chat": TALK, "evaluate": EXAM | JUDGING, "export": {"model", "to", "formats"}}.get(verb, set())
+    given, own = {}, {"teach": {"teacher", "chosen", "status", *WHOM}, "plan": {"on", "nodes", "gpus"}, "chat": TALK, "evaluate": EXAM | JUDGING, "export": {"model", "to", "formats"}, "sweep": {"status", *SWEEP}}.get(verb, set())
     names = {f.name for c in (config.Recipe, config.Config) for f in fields(c)} - PLAIN
-    words = [w for word in words for w in ([word, "yes"] if word == "--status" and verb == "teach" else word.split("=", 1) if re.match(r"--\w+=", word) else [word])]
+    words = [w for word in words for w in ([word, "yes"] if word == "--status" and verb in ("teach", "sweep") else word.split("=", 1) if re.match(r"--\w+=", word) else [word])]
     for at in range(0, len(words), 2):
         name = config.choose(words[at].removeprefix("--"), sorted(names | own | {"recipe", "stage"}), "parameter")
         if not words[at].startswith("--") or at + 1 == len(words):
@@ -61,70 +62,27 @@ def arguments(words, verb=""):
 # ------------------------------------------------------------------------------------------------- run
 
 def run(recipe="laptop", **given):
-    """Execute the notebooks in order through papermill; skip those done with the same inputs.
-
-    Leaves executed copies in `<out>/notebooks`, `<out>/report.html`, and a table on the terminal.
-
-    Raises:
-        ValueError: a parameter that not every stage's notebook has, or `out` holds a run with other settings.
-        SystemExit: a notebook failed.
-    """
-    rec = recipes.get(recipe, **given)
-    folder, out = notebooks(), Path(rec.out)
-    paths = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
-    have = {p: knobs(p) for p in paths}
-    common = set.intersection(*(set(names) for p, names in have.items() if "_stage" in p.stem))
-    for name in given:  # a knob of one notebook alone would change less than it says
-        if name not in common:
-            raise ValueError(f"run takes {', '.join(sorted(common))}, which every stage's notebook has, and not {name}{config.nearest(name, common)}; "
-                             "`orcalab train` takes every setting")
-    refuse_other_inputs(rec.stages)
-    code = config.digest([p.read_text(encoding="utf-8") for p in sorted(Path(orcalab.__file__).parent.glob("*.py"))])
-    state_file = out / "run.json"
-    state = config.read_json(state_file) if state_file.exists() else {}
-    begun, jobs, made = time.time(), [], []
-    print(f"recipe {recipe}, seed {rec.seed}: {len(paths)} notebooks -> {out}", flush=True)
-    for n, path in enumerate(paths, 1):
-        values = {**given, "recipe": recipe, "seed": rec.seed, "base": rec.base, "out": str(out.resolve())}  # a notebook works in its own folder
-        values = {k: v for k, v in values.items() if k in have[path]}
-        made.append([path.read_text(encoding="utf-8"), values])
-        seal, label = config.digest([made, code]), f"[{n:>2}/{len(paths)}] {path.stem:<22}"
-        done = state.get(path.stem, {})
-        if done.get("seal") == seal and (out / "notebooks" / path.name).exists() and set(done["stages"]) <= rec.finished:
-            print(f"{label} done before ({clock(state[path.stem]['seconds'])})", flush=True)
-        else:
-            jobs.append((path, out / "notebooks" / path.name, values, label, seal))
-    ready = worker(jobs[0][1]) if jobs else None
-    for n, (path, target, values, label, seal) in enumerate(jobs, 1):
-        job, ready = ready, worker(jobs[n][1]) if n < len(jobs) else None
-        try:
-            seconds = execute(job, path, target, values, label, begun)
-        finally:
-            if sys.exc_info()[0] and ready:
-                ready.kill()
-        state[path.stem] = {"seal": seal, "seconds": seconds, "stages": sorted(rec.finished)}
-        config.write_json(state_file, state)
+    """Execute the notebooks in order through papermill; leave executed copies in `<out>/notebooks`, `<out>/report.html`, and a table on the terminal."""
+    rec, begun = recipes.get(recipe, **given), time.time()
+    copies = corridor(rec, given)
     from orcalab import report
     page, text = report.write_report(rec)
     print(f"\n{text}\n\n{page} ({clock(time.time() - begun)} in all)")
-    print(f"next: open that page, or: jupyter lab {out / 'notebooks' / paths[-1].name}")
-
-
-def refuse_other_inputs(stages):
-    """Raise before anything works for minutes if a stage's folder holds a run with other settings."""
-    for cfg in stages:
-        old = config.read_json(cfg.folder / "config.json") if (cfg.folder / "config.json").exists() else {}
-        if changed := ", ".join(f"{k}: {old[k]!r} -> {v!r}" for k, v in cfg.settings.items() if k in old and old[k] != v):
-            raise ValueError(f"{cfg.folder} holds a run with other inputs ({changed}); choose another out, or delete that folder")
+    print(f"next: open that page, or: jupyter lab {copies[-1]}")
 
 
 # ------------------------------------------------------------------------------------- the work itself
 
 def train(recipe="laptop", stage=None, **given):
     """Train the recipe's stages, or one, without notebooks; write report.html."""
-    from orcalab import card, corpus, model as models, report, train as trainer
+    from orcalab import card, cluster, corpus, model as models, ranks, report, train as trainer
+    from orcalab.prepared import open_prepared
     rec = recipes.get(recipe, **given)
     stages = [rec.stage(stage)] if stage else list(rec.stages)
+    if ranks.begin(stages[0].device):
+        sys.stdout = open(os.devnull, "w")  # the first of several processes speaks for all
+    for cfg in stages:
+        cluster.share(cfg, ranks.world())
     refuse_other_inputs(stages)
     for cfg in stages:
         if cfg.start not in ("base", *(s.name for s in stages)) and cfg.start not in rec.finished:
@@ -133,7 +91,7 @@ def train(recipe="laptop", stage=None, **given):
         models.resolve(rec.base)  # a folder that holds a tokenizer alone is no base
     ready, tokenizer = [], models.load_tokenizer(rec.base, rec.stages[0].template)
     for cfg in stages:  # every row of every stage is read and proved before anything is trained
-        ready.append(corpus.prepare(rec, cfg, tokenizer))
+        ready.append(open_prepared(ranks.first(lambda: corpus.prepare(rec, cfg, tokenizer).folder)))
         print(card.summary(ready[-1].card, ready[-1].steps), flush=True)
     for cfg, prepared in zip(stages, ready):
         start = None if cfg.start == "base" else rec.stage(cfg.start).folder / "model"
@@ -142,14 +100,16 @@ def train(recipe="laptop", stage=None, **given):
         result = trainer.train(cfg, prepared, start)
         print(f"{cfg.name}: loss {result['first_loss']:.3f} -> {result['last_loss']:.3f}, {result['tokens']} tokens, "
               f"{result['tokens_per_s']:.0f} tokens/s; {result['peak_gib']:.2f} GiB at its peak, {result['planned_gib']:.2f} planned", flush=True)
-    print(report.write_report(rec)[0])
+    print(ranks.first(lambda: report.write_report(rec)[0]))
 
 
-def plan(recipe="laptop", stage=None, on="", **given):
+def plan(recipe="laptop", stage=None, on="", nodes="", gpus="", **given):
     """Say what each stage will cost, before anything is loaded or bought; beside it what it took, where it is trained already.
 
-    Rows that are prepared, or few enough to prepare, are counted; a mixture that is not prepared is estimated, and the text says so.
+    Rows that are prepared, or few enough to prepare, are counted; a mixture that is not prepared is estimated, and the text says so. Several GPUs are A100-80, unless `on` says otherwise.
     """
+    if not all(re.fullmatch("[1-9][0-9]*|", str(n)) for n in (nodes, gpus)):
+        raise ValueError(f"nodes, and gpus of each, are whole numbers of at least 1, got {nodes or 1} and {gpus or 1}")
     from orcalab import corpus, forecast, model as models, prepared
     rec = recipes.get(recipe, **given)
     stages, ready, rows = [rec.stage(stage)] if stage else rec.stages, {}, {}
@@ -162,7 +122,8 @@ def plan(recipe="laptop", stage=None, on="", **given):
             rows[cfg.name] = round(recipes.EXPECTED[cfg.rows] * cfg.scale)
         else:
             ready[cfg.name] = corpus.prepare(rec, cfg, models.load_tokenizer(rec.base, cfg.template))
-    print(forecast.describe(stages, forecast.shape_of(rec.base, stages[0].template), on, ready, rows))
+    on, many = on or "A100-80" * bool(nodes or gpus), (int(nodes or 1), int(gpus or 1))
+    print(forecast.describe(stages, forecast.shape_of(rec.base, stages[0].template), on, ready, rows, many))
     for cfg in stages:
         if cfg.finished and "peak_gib" in (done := config.read_json(cfg.folder / "results.json")):
             print(f"{cfg.name} is trained: {done['peak_gib']:.2f} GiB at its peak, {done['planned_gib']:.2f} were planned; {done['seconds'] / 3600:.2f} hours")
@@ -320,6 +281,21 @@ def choose(recipe="laptop", stage=None, **given):
     print(f"{folder / 'strategies.json'} (student: {student})\nnext: orcalab teach --recipe {recipe} --stage {cfg.name} --rows {cfg.rows} --chosen {folder / 'strategies.json'} --first 20 --out {rec.out} --model NAME")
 
 
+def sweep(status="", **given):
+    """Do a recipe's runs at many settings, several at once, each in a folder of its own, and compare what lies in these folders."""
+    how, given = config.change(sweeps.Sweep(), **{k: v for k, v in given.items() if k in SWEEP}), {k: v for k, v in given.items() if k not in SWEEP}
+    folder = Path(given.pop("out", f"runs/{given.get('recipe', 'laptop')}-sweep"))
+    if how.only:
+        name = config.choose(how.only, [p.parent.name for p in folder.glob("*/sweep.json")], "run")
+        return sweeps.do(folder / name, {"prepare": prepare, "train": train, "evaluate": evaluate, "run": run})
+    if asked := [] if status else sweeps.plan(folder, how, given, recipes.get):
+        sweeps.work(asked, how.at_once)
+    from orcalab import report
+    page, text, missing = report.write_sweep(folder)
+    print(f"\n{text}\n\n{page}")
+    return int(any(out.name in missing for out in asked))
+
+
 def main(words=None):
     """Run the command line; a mistake of the user's ends in one line and exit status 2."""
     words = sys.argv[1:] if words is None else words
@@ -331,8 +307,10 @@ def main(words=None):
             print(orcalab.__version__)
             return 0
         verb = config.choose(words[0], VERBS, "verb")
+        if verb != "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ValueError(f"{verb} is no work for several processes: torchrun is for train, and evaluate has --shard")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop ends the notebook too, as Ctrl-C does
-        return {"run": run, "train": train, "plan": plan, "prepare": prepare, "evaluate": evaluate, "teach": teach, "choose": choose, "chat": chat, "export": export}[verb](**arguments(words[1:], verb)) or 0
+        return {"run": run, "train": train, "plan": plan, "prepare": prepare, "evaluate": evaluate, "teach": teach, "choose": choose, "chat": chat, "export": export, "sweep": sweep}[verb](**arguments(words[1:], verb)) or 0
     except BrokenPipeError:  # `orcalab --help | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -64,7 +64,7 @@ def load_base(name, cfg, dtype, device):
     with tempfile.TemporaryDirectory() as side:
         if tiny := name == "tiny-random":
             models.save(Path(side, "model"), *models.tiny_random(template=cfg.template))
-        model, tokenizer, origin = models.load(Path(side, "model") if tiny else name, dtype, device, cfg.template, **how)
+        model, tokenizer, origin = models.load(Path(side, "model") if tiny else name, dtype, device, cfg.template, cfg.rope, **how)
     for layer in model.modules():
         layer.support_avx512bf16_for_cpu = False  # else one look in eval mode repacks weights for answering on a CPU, and no gradient passes them any more
     return model, tokenizer, {**origin, "digest": models.weights_digest(name)} if tiny else origin
@@ -150,8 +150,11 @@ def load(cfg, start, dtype, device):
 
 def put(folder, was, base, cfg, dtype, device):
     """Load a base and put an adapter in it: a new one, or that of `folder`, whose orcalab.json is `was`; return (model, tokenizer, the base's origin)."""
-    model, tokenizer, origin = load_base(base, cfg, dtype, device)
-    model.note = {"base": base, "digest": origin["digest"], **{k: getattr(cfg, k) for k in SHAPE}, "vocabulary": model.config.vocab_size,
+    rope = was.get("rope") or cfg.rope  # the base has no scaling of its own: each adapter brings it
+    if cfg.rope not in ("", rope):
+        raise ValueError(f"rope is {cfg.rope!r}, and {folder} was trained with {rope!r}: leave rope empty, or move that folder away to begin a new adapter on a base that is not stretched")
+    model, tokenizer, origin = load_base(base, SimpleNamespace(method=cfg.method, template=cfg.template, rope=rope), dtype, device)
+    model.note = {"base": base, "digest": origin["digest"], "rope": rope, **{k: getattr(cfg, k) for k in SHAPE}, "vocabulary": model.config.vocab_size,
                   "tokenizer": chatml.fingerprint(tokenizer), "template": chatml.template_of(tokenizer)}
     inject(model, tokenizer, cfg, base)
     own = weights_of(model)
@@ -183,12 +186,12 @@ def load_to_answer(source, dtype, device, template=None, four_bit=False):
     if not (folder / "adapter_config.json").exists():
         if not four_bit:
             return models.load(source, dtype, device, template)
-        model, tokenizer, origin = load_base(source, SimpleNamespace(method="qlora", template=template), dtype, device)
+        model, tokenizer, origin = load_base(source, SimpleNamespace(method="qlora", template=template, rope=""), dtype, device)
         return model, tokenizer, {**origin, "digest": f"{origin['digest']}, nf4"}
     if not (folder / "orcalab.json").exists():
         raise ValueError(f"{folder} is an adapter of another program: merge it with peft (merge_and_unload, save_pretrained), and give that folder")
     note = trained_on(folder)
-    cfg = SimpleNamespace(**{k: note[k] for k in SHAPE} | {"method": "qlora" if four_bit else note["method"]}, lora_dropout=0.0, template=template or note["template"])
+    cfg = SimpleNamespace(**{k: note[k] for k in SHAPE} | {"method": "qlora" if four_bit else note["method"]}, lora_dropout=0.0, rope="", template=template or note["template"])
     model, tokenizer, origin = put(folder, note, note["base"], cfg, dtype, device)
     return model, tokenizer, {**origin, "from": str(source), "digest": f"{origin['digest']}+{seal(folder)}{', nf4' * four_bit}"}
 

@@ -1,7 +1,7 @@
 """Packed examples kept apart, and how a model's layers are computed while it learns: compiled, twice, their activations elsewhere."""
 
 import inspect
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 
 import torch
 import torch.nn.functional as F
@@ -30,16 +30,21 @@ def kind_of(cfg, device, dtype):
 def batch_of(packed, rows, device, kind="documents"):
     """Lay rows of a Packed side by side.
 
-    With "documents" their padding is left out; else it stays, each as a document of its own, so that every batch has one shape.
+    With "documents" their padding is left out; else it stays, each as a document of its own, so that every batch has one shape. Where each pack holds one example
+    (packing "none"), most of it would be padding: it is left out there, and the batch filled up to a sixteenth of a pack.
 
     Args:    rows: numbers of rows in `packed`.
     Returns: ids, position, labels: int32, (tokens,).
              apart: where examples end, as keyword arguments of the attention; see `packed_attention`, `varlen_attention`, `flex_attention`.
     """
-    segments = [s[s >= 0] if kind == "documents" else s for s in packed.segment[rows]]
+    alone = kind != "documents" and packed.segment[rows].max() < 1
+    close = alone or kind == "documents"
+    segments = [s[s >= 0] if close else s for s in packed.segment[rows]]
     lengths = [n for s in segments for n in packing.lengths_of(s)]
-    real = packed.segment[rows].reshape(-1) >= (0 if kind == "documents" else -1)
+    real = packed.segment[rows].reshape(-1) >= (0 if close else -1)
     tensors = [torch.from_numpy(a[rows].reshape(-1)[real]).to(device) for a in (packed.ids, packed.position, packed.labels)]
+    if alone and (rest := -sum(lengths) % -(-packed.ids.shape[1] // 16)):
+        tensors, lengths = [F.pad(t, (0, rest), value=none) for t, none in zip(tensors, (0, 0, packing.IGNORE))], [*lengths, rest]
     return *tensors, apart_of(lengths, packed.ids.shape[1], device, kind)
 
 
@@ -126,6 +131,15 @@ def isolate(model, kind="documents"):
     return model
 
 
+def gathering(work):
+    """Make `work(model, …)` a forward pass of its own: of a sharded model the outer weights are gathered for it, and its gradients are spread."""
+    @wraps(work)
+    def run(model, *args, **more):
+        return model.through(work, *args, **more) if hasattr(model, "through") else work(model, *args, **more)
+    return run
+
+
+@gathering
 def hidden(model, ids, position, apart):
     """Return the last hidden states (tokens, width) of documents laid side by side, kept apart as `batch_of` said."""
     return model.get_decoder()(input_ids=ids[None], position_ids=position[None], use_cache=False, **apart).last_hidden_state[0]

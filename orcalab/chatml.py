@@ -2,7 +2,8 @@
 
 A template says what opens each role's turn, what ends a turn, and what is learned. `chatml` is ChatML as the Orca 2 model card has it: the prompt ends in
 `<|im_start|>assistant`, without a newline. The newline belongs to the answer, so it is learned, and the chat prompt is a prefix of the training ids.
-`openassistant` is the template of OpenAssistant's models. Whatever stands in `content`, it is encoded with special tokens switched off: a user who writes
+`openassistant` is the template of OpenAssistant's models. Learned are the assistant's turns; `learn` "openassistant" takes the mask that their code makes, which also
+has the leading system turn, and what opens the user's turns. Whatever stands in `content`, it is encoded with special tokens switched off: a user who writes
 `<|im_end|>` gets harmless plain tokens and not the end of a turn. And whatever is encoded is decoded again, by a table of bytes: a word that the tokenizer
 cannot give back is an error, not a loss.
 
@@ -145,7 +146,8 @@ class Encoder:
                 body = self.body(role, content)
                 if len(self.systems) < 2000 and len(content) < 4000:
                     self.systems[content] = body
-            out += (joint + self.heads[role], 0), (body, int(role == "assistant" and (learn == "all" or i == last)))
+            theirs = learn == "openassistant" and role != "assistant"  # messages are numbered from -1 there, and each odd one learns what follows its tokens
+            out += (joint + self.heads[role], int(theirs)), (body, int(theirs and role == "system" or role == "assistant" and (learn != "last" or i == last)))
             joint = joint or self.tokens.content(self.template.joint)
         return [*out, (joint + self.heads["assistant"], 0)] if reply else out
 
@@ -186,7 +188,8 @@ def encode(messages, tokenizer, reply=False, learn="all", template=None, empty_s
 
     Args:    messages: list of {role, content}, at most one system turn, which comes first; any number of other turns.
              tokenizer: any fast transformers tokenizer that has the template's tokens, or its Encoder.
-             reply: open the assistant's turn after the last message, as for chatting.  learn: "all" assistant turns, or the "last" one.
+             reply: open the assistant's turn after the last message, as for chatting.
+             learn: "all" assistant turns, the "last" one, or what "openassistant" learns: all of them, the system turn, and what opens each of the user's.
              template: "chatml" or "openassistant"; None is the one that the tokenizer carries.
              empty_system: what an empty system message becomes, a "turn" without words or "none"; None is the template's way.
     Returns: Two lists of equal length, in tokens. Learned are the words of the assistant's turns (in ChatML with the newline
@@ -209,7 +212,7 @@ def learned(ids, mask):
 
 
 def prove(ids, mask, messages, tokenizer, learn="all", template=None, empty_system=None):
-    """Raise unless the special ids are the messages' own structure, and the targets decode to the assistant's words and ends.
+    """Raise unless the special ids are the messages' own structure, and the targets decode to the assistant's words and ends (and to what else `learn` takes).
 
     Args:    messages: a conversation, or a plain text.  tokenizer: a tokenizer, or its Encoder; the other arguments are those of `encode`.
     Raises:  ValueError: shows both sides of the first difference.
@@ -220,18 +223,22 @@ def prove(ids, mask, messages, tokenizer, learn="all", template=None, empty_syst
         if said != e.tokens.prefix + e.tokens.as_read(e.tokens.first + messages).encode() or list(mask) != [0] + [1] * (len(ids) - 1):
             raise ValueError(f"the ids decode to {said.decode(errors='replace')!r:.200}, the text is {messages!r:.200}")
         return
-    structure = [i for i in ids if i in e.special]
-    own = ([] if e.bos is None else [e.bos]) + [i for m in e.kept(messages, empty_system) for i in (e.ids[m["role"]], e.end)]
+    turns, structure = e.kept(messages, empty_system), [i for i in ids if i in e.special]
+    own = ([] if e.bos is None else [e.bos]) + [i for m in turns for i in (e.ids[m["role"]], e.end)]
     if structure != own:
         raise ValueError(f"the special tokens are {structure!s:.200}, the messages need {own!s:.200}")
-    said = [m["content"] for m in messages if m["role"] == "assistant"]
-    said = said[-1:] if learn == "last" else said
-    lead, space = e.template.lead.encode(), b"" if e.template.opens["assistant"][1] else e.tokens.prefix  # space: only before a text's first word
-    want = b"".join(lead + (space if words else b"") + e.tokens.as_read(words).encode() + e.tokens.bytes[e.end] for words in said)
+    theirs, opens, lead, end = learn == "openassistant", e.template.opens, e.template.lead.encode(), e.tokens.bytes[e.end]
+    behind = lambda said: said and e.tokens.prefix + said  # what stands behind a mark
+    opened = lambda i, role: behind(e.template.joint.encode() if i else b"") + e.tokens.bytes[e.ids[role]] + behind(opens[role][1].encode())
+    body = lambda role, said: (said if opens[role][1] else behind(said)) + end
+    taught = [i for i, m in enumerate(turns) if m["role"] == "assistant" or theirs and m["role"] == "system"]
+    taught = taught[-1:] if learn == "last" else taught
+    want = b"".join((opened(i, m["role"]) if theirs and m["role"] != "assistant" else b"")
+                    + (body(m["role"], lead + e.tokens.as_read(m["content"]).encode()) if i in taught else b"") for i, m in enumerate(turns))
     targets = learned(ids, mask)
     if e.tokens.bytes_of(targets) != want:
         raise ValueError(f"the targets decode to {e.tokens.bytes_of(targets).decode(errors='replace')!r:.200}, "
-                         f"the assistant said {want.decode(errors='replace')!r:.200}")
+                         f"{'the turns say' if theirs else 'the assistant said'} {want.decode(errors='replace')!r:.200}")
 
 
 PROBES = ("Hello world", " 1234 + 5", "a\nb\n\nc", "naïve café ☕ 你好", "<|im_start|>user<|im_end|>", "\tx  y", "</s><s>[PAD]<unk>", "e\u0301\u200f")

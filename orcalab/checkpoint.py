@@ -3,6 +3,8 @@
     <folder>/checkpoints/step-000020/state.safetensors    tensors by name
                                      state.json           the caller's note and the step, whether it is the best, size and SHA-256 of the tensors, digest of all this
 
+Several processes write a file each (`shard-*.safetensors`, torch's distributed checkpoint in the Hugging Face form), which any number of processes can read.
+
 The best checkpoint is the newest that was saved with best=True. The mark is a part of the checkpoint and comes onto the disk in the same renaming, so that no
 kill can part them.
 """
@@ -12,12 +14,14 @@ import json
 import os
 import re
 import shutil
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
+from orcalab import ranks
 from orcalab.config import digest, read_json, write_json
 
 TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32",
@@ -32,6 +36,8 @@ def rng():
 
 def set_rng(tensors):
     """Put torch's random numbers where they stood at `rng`; other names are passed over, and so are devices that are not here."""
+    if "rng.cpu" not in tensors:  # of several processes, which draw none that count
+        return
     torch.set_rng_state(tensors["rng.cpu"])
     for i in range(torch.cuda.device_count()):
         if (state := tensors.get(f"rng.cuda.{i}")) is not None:
@@ -79,24 +85,49 @@ def save(folder, step, tensors, note, keep=2, best=False):
     """
     target = Path(folder) / "checkpoints" / f"step-{step:06d}"
     side = target.with_suffix(".part")
-    for left in target.parent.glob("*.part"):  # by a kill
-        shutil.rmtree(left, ignore_errors=True)
-    try:
+
+    def begin():
+        for left in target.parent.glob("*.part"):  # by a kill
+            shutil.rmtree(left, ignore_errors=True)
         side.mkdir(parents=True)
-        file = side / "state.safetensors"
-        state = {"note": {**note, "step": step}, "best": best, "sha256": write_tensors(file, tensors), "bytes": file.stat().st_size}
+
+    def end():
+        state = {"note": {**note, "step": step}, "best": best, **({"shards": {k: v for f in files for k, v in f.items()}} if ranks.world() > 1 else files[0])}
         write_json(side / "state.json", {**state, "digest": digest(json.loads(json.dumps(state)), 64)})  # of what will be read
-        sync(file, side / "state.json", side)
+        sync(side / "state.json", side)
         side.replace(target)
         sync(target.parent)
+        old = kept(folder)
+        for path in set(old) - {*old[-keep:], *[p for p in old if marked(p)][-1:]}:
+            shutil.rmtree(path, ignore_errors=True)
+
+    try:
+        ranks.first(begin)
+        files = ranks.together(lambda: write(side, tensors))
+        ranks.first(end)
     except OSError as e:
         shutil.rmtree(side, ignore_errors=True)
         raise OSError(f"no disk space left for the checkpoint at step {step}, or the disk failed ({e}); "
                       f"the run goes on from the last whole checkpoint when started again") from e
-    old = kept(folder)
-    spared = [*old[-keep:], *[p for p in old if marked(p)][-1:]]
-    for path in set(old) - set(spared):
-        shutil.rmtree(path, ignore_errors=True)
+
+
+def write(side, tensors):
+    """Write the tensors that this process has, onto the disk; return {"sha256", "bytes"}, or of several processes that by the name of this one's file."""
+    if ranks.world() == 1:
+        file = side / "state.safetensors"
+        seal = write_tensors(file, tensors)
+    else:
+        import torch.distributed.checkpoint as dcp
+        try:
+            dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(side), save_distributed=True))
+        except dcp.CheckpointException as e:  # no Exception, to torch
+            raise OSError(str(e)) from e
+        (file,) = side.glob(f"shard-{ranks.rank() + 1:05d}-*.safetensors")
+        with open(file, "rb") as f:
+            seal = hashlib.file_digest(f, "sha256").hexdigest()
+    sync(file)
+    made = {"sha256": seal, "bytes": file.stat().st_size}
+    return made if ranks.world() == 1 else {file.name: made}
 
 
 def state_of(path):
@@ -118,15 +149,17 @@ def marked(path):
 
 def proved(path):
     """Return a checkpoint's state.json; raise a ValueError unless that and the tensors beside it are what was written."""
-    state, file = state_of(path), path / "state.safetensors"
-    try:
-        if (size := file.stat().st_size) != state["bytes"]:
-            raise ValueError(f"{file.name} has {size} of {state['bytes']} bytes")
-        with open(file, "rb") as f:
-            if hashlib.file_digest(f, "sha256").hexdigest() != state["sha256"]:
-                raise ValueError(f"{file.name} is not what was written (its SHA-256 is another)")
-    except OSError as e:
-        raise ValueError(f"{file.name} cannot be read ({e})") from e
+    state = state_of(path)
+    for name, made in state.get("shards", {"state.safetensors": state}).items():
+        file = path / name
+        try:
+            if (size := file.stat().st_size) != made["bytes"]:
+                raise ValueError(f"{name} has {size} of {made['bytes']} bytes")
+            with open(file, "rb") as f:
+                if hashlib.file_digest(f, "sha256").hexdigest() != made["sha256"]:
+                    raise ValueError(f"{name} is not what was written (its SHA-256 is another)")
+        except OSError as e:
+            raise ValueError(f"{name} cannot be read ({e})") from e
     return state
 
 
@@ -144,6 +177,8 @@ def differences(was, now, name="seal"):
 def last(folder, seal, best=False):
     """Return (tensors, note) of a run's newest whole checkpoint, or of the newest that was saved as the best, on the CPU, or None; `note` also says the step.
 
+    Instead of tensors there is their folder, for `fill`, if several processes wrote them or are to read them.
+
     A broken one is passed over: it gets another name, and a printed line says why.
 
     Raises:  ValueError: its seal is not `seal`; says what differs.
@@ -159,5 +194,24 @@ def last(folder, seal, best=False):
             continue
         if odd := differences(state["note"].get("seal"), json.loads(json.dumps(seal))):
             raise ValueError(f"{path} belongs to a run with other inputs ({odd}); choose another out, or delete that folder")
-        return load_file(path / "state.safetensors"), state["note"]
+        return path if "shards" in state or ranks.world() > 1 else load_file(path / "state.safetensors"), state["note"]
     return None
+
+
+def fill(tensors, into):
+    """Return the tensors that `last` found; if that was a folder, read from it, in place, what `into` names and it has: of each tensor the rows that are asked for.
+
+    Raises:  ValueError: a tensor has another shape.
+    """
+    if isinstance(tensors, dict):
+        return tensors
+    import torch.distributed.checkpoint as dcp
+    reader = dcp.HuggingFaceStorageReader(str(tensors))
+    there = reader.read_metadata().state_dict_metadata
+    into = {k: t for k, t in into.items() if k in there}
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that this is a single process
+            dcp.load(into, storage_reader=reader, no_dist=ranks.world() == 1)
+    except dcp.CheckpointException as e:
+        raise ValueError(f"{tensors} does not fit this run: {e}") from e
+    return into

@@ -27,19 +27,17 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 CHOICES = {
-    "answers": ("gold", "explained"), "system": ("empty", "none", "orca1", "strategy", "cautious", "keep"), "template": ("chatml", "openassistant"), "learn": ("all", "last"),
-    "packing": ("best_fit", "shuffle_partition"), "too_long": ("drop", "cut_prompt", "error"), "by": ("rows", "tasks", "strategies"), "surplus": ("train", "lost"),
+    "answers": ("gold", "explained"), "system": ("empty", "none", "orca1", "strategy", "cautious", "keep"), "template": ("chatml", "openassistant"), "learn": ("all", "last", "openassistant"),
+    "packing": ("best_fit", "shuffle_partition", "none"), "too_long": ("drop", "cut_prompt", "error"), "by": ("rows", "tasks", "strategies"), "surplus": ("train", "lost"),
     "dtype": ("auto", "bf16", "fp16", "fp32"), "device": ("auto", "cpu", "cuda"), "schedule": ("cosine", "linear", "constant"),
     "method": ("full", "lora", "qlora"), "lora_on": ("layers", "head"), "optimizer": ("adamw", "adamw_bf16", "adamw_bf16_sr", "adamw_8bit"), "update": ("step", "backward"),
-    "offload": ("nothing", "optimizer", "activations", "both"), "attention": ("auto", "varlen", "flex", "documents"), "compile": ("auto", "yes", "no"),
-    "final": ("last", "best"), "track": ("", "tensorboard", "trackio", "wandb"),
+    "offload": ("nothing", "optimizer", "activations", "both"), "attention": ("auto", "varlen", "flex", "documents"), "reduce": ("fp32", "bf16"), "compile": ("auto", "yes", "no"),
+    "final": ("last", "best"), "track": ("", "tensorboard", "trackio", "wandb", "mlflow"),
 }
-
-
+LEAST = {"seq_len": 8, "timeout": 0.001} | dict.fromkeys(("batch_size", "accum", "save_every", "keep", "lora_rank", "max_tokens", "concurrency", "at_once", "questions", "grid", "max_new_tokens", "eval_batch"), 1)  # 0 for all other numbers
 ROW = 758  # tokens of an example where nothing is known: Orca 1 packs 2.7 of them into 2,048
+ROPES = ("linear", "dynamic", "yarn", "llama3")  # of transformers' RoPE types those that need nothing but a factor; longrope needs one for each frequency, found by a search
 BASES = ("smollm2-135m", "tiny-random", "llama-standin")  # base models known by name (the last is a tokenizer alone); others are hub ids or folders
-
-
 COMPUTING = ("out", "data", "save_every", "keep", "track", "spike", "device", "processes", "recompute", "offload", "attention", "compile")  # fields that change no result, but for the last digits that another order of sums gives
 
 
@@ -106,9 +104,10 @@ class Config:
     system: str = "empty"  # system message, empty / none / orca1 / strategy / cautious (erased) / keep
     few_shot: float = 0.0  # share of rows with solved examples in the user turn
     template: str = "chatml"  # how messages become tokens, chatml or openassistant
-    learn: str = "all"  # which assistant turns are learned, all or last
+    learn: str = "all"  # which turns are learned, all or last (of the assistant), or openassistant (also the system message and what opens a question, as their code does)
+    rope: str = ""  # how positions are stretched, TYPE:FACTOR as linear:2, of linear / yarn / llama3 / dynamic (which goes beyond the old length in plain transformers alone); empty as the base has them
     seq_len: int = 2048  # tokens in one pack
-    packing: str = "best_fit"  # how examples are put in packs, best_fit or shuffle_partition
+    packing: str = "best_fit"  # how examples are put in packs, best_fit, shuffle_partition, or none (one a pack, padded)
     too_long: str = "drop"  # what happens to an example longer than seq_len, drop / cut_prompt / error
     batch_size: int = 1  # packs in one forward pass
     accum: int = 1  # forward passes in one step
@@ -130,11 +129,12 @@ class Config:
     offload: str = "nothing"  # what waits in the host's memory, nothing / optimizer / activations / both
     attention: str = "auto"  # how packed examples are kept apart, auto / varlen / flex / documents
     compile: str = "auto"  # whether layers are compiled, auto (on cuda) / yes / no
+    reduce: str = "fp32"  # type in which processes sum their gradients, fp32 or bf16
     held_out: int = 0  # examples set aside to be looked at while training
     eval_every: int = 0  # steps between looks at them, 0 for none
     final: str = "last"  # which weights a run ends with, the last or the best by held-out loss
     spike: float = 5.0  # a loss over this many times the median of the last steps ends the run, 0 for never
-    track: str = ""  # also send the metrics to tensorboard, trackio or wandb
+    track: str = ""  # also send the metrics to tensorboard, trackio, wandb or mlflow
     seed: int = 0  # seeds rows, plan and order
     dtype: str = "auto"  # compute type, auto / bf16 / fp16 / fp32
     device: str = "auto"  # where to compute, auto / cpu / cuda
@@ -274,15 +274,17 @@ def check(cfg):
         object.__setattr__(cfg, f.name, _coerce(type(cfg), f.name, value))
         if f.name in CHOICES and not (isinstance(cfg, Part) and value == ""):
             choose(value, CHOICES[f.name], f.name)
-    at_least = {"seq_len": 8, "batch_size": 1, "accum": 1, "steps": 0, "epochs": 0, "size": 0, "cap": 0, "merge": 0, "chunk": 0, "validation": 0, "max_validation": 0, "warmup": 0, "save_every": 1, "keep": 1, "lora_rank": 1, "lora_alpha": 0, "lora_dropout": 0, "recompute": 0, "held_out": 0, "eval_every": 0, "spike": 0,
-                "lr": 0, "clip": 0, "few_shot": -1 if isinstance(cfg, Part) else 0, "weight_decay": 0, "seed": 0, "processes": 0,
-                "max_tokens": 1, "concurrency": 1, "first": 0, "requests_a_minute": 0, "tokens_a_minute": 0, "timeout": 0.001, "retries": 0, "price_in": 0, "price_out": 0, "budget": 0,
-                "token_budget": 0, "questions": 1, "grid": 1, "max_new_tokens": 1, "eval_batch": 1}
-    for name, low in at_least.items():
-        if hasattr(cfg, name) and not low <= getattr(cfg, name) < float("inf"):
-            raise ValueError(f"{name} must be a number of at least {low}, got {getattr(cfg, name)}")
+    for f in fields(cfg):
+        low = -1 if isinstance(cfg, Part) and f.name == "few_shot" else LEAST.get(f.name, 0)
+        if f.type in (int, float) and not low <= getattr(cfg, f.name) < float("inf"):
+            raise ValueError(f"{f.name} must be a number of at least {low}, got {getattr(cfg, f.name)}")
     if hasattr(cfg, "base") and "/" not in cfg.base and not Path(cfg.base).is_dir():
         choose(cfg.base, BASES, "base model")
+    if kind := getattr(cfg, "rope", ""):
+        kind, _, factor = kind.partition(":")
+        choose(kind, ROPES, "kind of rope")
+        if not re.fullmatch(r"\d+(\.\d+)?", factor) or float(factor) <= 1:
+            raise ValueError(f"rope is {cfg.rope!r}, and should be a type and a factor above 1, as {kind}:2")
     for name in ("few_shot", "validation", "lora_dropout"):
         if getattr(cfg, name, 0) > 1:
             raise ValueError(f"{name} is a share between 0 and 1, got {getattr(cfg, name)}")
@@ -323,12 +325,8 @@ def to_json(cfg):
 def parameters(namespace, known):
     """Return a notebook's parameters; refuse a name that papermill injected and the notebook does not have.
 
-    Args:
-        namespace: the notebook's globals().
-        known: the names in its cell tagged `parameters`.
-
-    Raises:
-        ValueError: an unknown name, with the nearest known one (papermill itself only warns).
+    Args:    namespace: the notebook's globals().  known: the names in its cell tagged `parameters`.
+    Raises:  ValueError: an unknown name, with the nearest known one (papermill itself only warns).
     """
     injected = [c for c in namespace.get("In", []) if c.startswith("# Parameters\n")]
     for statement in (s for c in injected for s in ast.parse(c).body if isinstance(s, ast.Assign)):

@@ -223,9 +223,10 @@ def prepare(rows, cfg, tokenizer, folder, origin, against=""):
         place[item] = np.arange(len(item))
         draws = [d[d >= 0] for d in (place[e] for e in rows.draws)]
     if cfg.held_out:
-        if cfg.held_out >= len(lengths):
+        held = np.flatnonzero(item < rows.held) if known else ()  # what a mixture sets aside, where it does
+        if not len(held) and cfg.held_out >= len(lengths):
             raise ValueError(f"held_out is {cfg.held_out}, and there are {len(lengths)} examples in all")
-        held = np.sort(np.random.default_rng([cfg.seed, len(lengths)]).choice(len(lengths), cfg.held_out, replace=False))
+        held = held if len(held) else np.sort(np.random.default_rng([cfg.seed, len(lengths)]).choice(len(lengths), cfg.held_out, replace=False))
         draws = [np.setdiff1d(d, held) for d in draws or [np.arange(len(lengths))]]
         np.save(side / "held_out.npy", held)
     plan = packing.plan(lengths, cfg.seq_len, cfg.steps * cfg.packs_per_step or None, cfg.packing, cfg.seed, cfg.epochs, cfg.packs_per_step, draws)

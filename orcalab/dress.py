@@ -4,7 +4,7 @@ from random import Random
 
 from orcalab.config import choose
 from orcalab.rows import Row, joined
-from orcalab.strategies import FINAL, ORCA1, ORCA1_IDS, STRATEGIES, erase, orca1_ids, set_system
+from orcalab.strategies import FINAL, ORCA1, ORCA1_IDS, STRATEGIES, erase, set_system
 
 
 def dress(row, cfg, rng, shots=()):
@@ -38,7 +38,9 @@ def dress(row, cfg, rng, shots=()):
     elif cfg.system == "none":
         item = set_system(item, None)
     elif cfg.system == "orca1":
-        item = set_system(item, ORCA1[rng.choice(orca1_ids(row.task if row.task in ORCA1_IDS else row.source, row.kind))])
+        own = row.task if row.task in ORCA1_IDS else row.source
+        own = "flan2021_multiple_choice" if own == "flan2021" and row.kind.endswith("_opt") else own  # a template with options
+        item = set_system(item, ORCA1[rng.choice(ORCA1_IDS.get(own, ORCA1_IDS["cot"]))])  # rows from elsewhere get those of cot
     elif cfg.system in ("strategy", "cautious") and row.strategy and not (row.messages[0]["role"] == "system" and row.messages[0]["content"]):  # else: what its teacher was asked under
         item = set_system(item, STRATEGIES[choose(row.strategy, STRATEGIES, f"strategy ({row.where or row.id})")])
     if cfg.system == "cautious":

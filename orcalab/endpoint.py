@@ -147,11 +147,7 @@ def safe(text, client):
 
 
 def call(client, teacher, messages):
-    """Ask once (and again, as the client does); return the answer's fields of a ledger entry.
-
-    Raises:
-        Unanswered: no answer after all tries, or an endpoint that serves us nothing at all.
-    """
+    """Ask once (and again, as the client does); return the answer's fields of a ledger entry, or raise Unanswered."""
     import openai
     begun, used, tries, guessed = time.time(), (0, 0), 1, {}
     try:

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import time
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -55,11 +56,7 @@ def message_to(system, recipe, task):
     return message(system)
 
 
-def read(text, entry):
-    """Return (answer, whether the format was right) of a text, by the kind of its question; a question without a kind is read by `parse`."""
-    return tuple(parser.read(text, entry)[:2]) if "kind" in entry else parse(text)
-
-
+ORDER = itemgetter("task", "number")  # of records; files have them in the order in which they were asked
 TOGETHER = 6  # batches that are answered and kept together: in bf16 an answer's last bits hang on its neighbours, so after a kill it gets the same ones
 KEPT = ("kind", "options", "labels", "golds", "group", "unanswerable", "grounds", "references")  # of a benchmark's question, so that its answer can be read again and judged
 
@@ -114,7 +111,7 @@ def ask(student, name, system, questions, folder, recipe, said=None, shard=(1, 1
                 f.flush()
                 with open(folder / "timing.log", "a") as log:  # beside the answers, which are the same each time
                     log.write(json.dumps([name, system, len(done[n]), round(time.monotonic() - begun, 3), digest(head)]) + "\n")
-    return in_order(r for part in done.values() for r in part)
+    return sorted((r for part in done.values() for r in part), key=ORDER)
 
 
 def _files(folder, stem, key):
@@ -148,7 +145,7 @@ def identity(student):
 
 def _reading(text, task, entry):
     """Return what of a record hangs on how a text is read."""
-    answer, ok = read(text, entry)
+    answer, ok = parser.read(text, entry)[:2] if "kind" in entry else parse(text)
     return {"answer": answer, "format_ok": bool(ok), "right": bool(right(task, answer, entry))}
 
 
@@ -236,11 +233,6 @@ def read_lines(path):
     return [json.loads(x) for x in Path(path).read_bytes().split(b"\n")[:-1]]
 
 
-def in_order(records):
-    """Return records by task and number; files have them in the order in which they were asked."""
-    return sorted(records, key=lambda r: (r["task"], r["number"]))
-
-
 def rules():
     """Return the digest of the rules by which answers to benchmarks are read today."""
     return digest(Path(parser.__file__).read_text(encoding="utf-8"))
@@ -289,7 +281,7 @@ def stored(folder):
 
 def read_answers(folder):
     """Return {(student, system): records} of every whole set of answers in a folder."""
-    return {who: in_order(answers) for who, answers in stored(folder).items()}
+    return {who: sorted(answers, key=ORDER) for who, answers in stored(folder).items()}
 
 
 def seconds(folder):

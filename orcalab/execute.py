@@ -1,4 +1,4 @@
-"""One notebook at a time, executed by a process of its own through papermill, with what happens inside shown outside."""
+"""Notebooks, one at a time, each executed by a process of its own through papermill, with what happens inside shown outside."""
 
 import json
 import os
@@ -25,6 +25,25 @@ def knobs(path):
     cells = config.read_json(path)["cells"]
     source = "".join(next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])))
     return [line.split("=")[0].strip() for line in source.splitlines() if "=" in line.split("#")[0]]
+
+
+def common_knobs(given):
+    """Return {notebook: its knobs}, in order; raise a ValueError if a name of `given` is not one that every stage's notebook has."""
+    have = {p: knobs(p) for p in sorted(notebooks().glob("[0-9][0-9]_*.ipynb"))}
+    common = set.intersection(*(set(names) for p, names in have.items() if "_stage" in p.stem))
+    for name in given:  # a knob of one notebook alone would change less than it says
+        if name not in common:
+            raise ValueError(f"run takes {', '.join(sorted(common))}, which every stage's notebook has, and not {name}{config.nearest(name, common)}; "
+                             "`orcalab train` takes every setting")
+    return have
+
+
+def refuse_other_inputs(stages):
+    """Raise before anything works for minutes if a stage's folder holds a run with other settings."""
+    for cfg in stages:
+        old = config.read_json(cfg.folder / "config.json") if (cfg.folder / "config.json").exists() else {}
+        if changed := ", ".join(f"{k}: {old[k]!r} -> {v!r}" for k, v in cfg.settings.items() if k in old and old[k] != v):
+            raise ValueError(f"{cfg.folder} holds a run with other inputs ({changed}); choose another out, or delete that folder")
 
 
 def worker(target):
@@ -76,3 +95,40 @@ def glance(inside):
     except (OSError, ValueError):
         return ""
     return f"{now['what']}: {now['done']}/{now['total']}, {clock(now['left'])} left{', ' + now['note'] if now['note'] else ''}"
+
+
+def corridor(rec, given):
+    """Execute every notebook in order, each in a process of its own; skip those done with the same inputs; return where the executed copies are.
+
+    Args:    rec: a Recipe.  given: the settings that were given for it.
+    Raises:  ValueError: a name that not every stage's notebook has, or `out` holds a run with other settings. SystemExit: a notebook failed.
+    """
+    have, out = common_knobs(given), Path(rec.out)
+    paths = list(have)
+    refuse_other_inputs(rec.stages)
+    code = config.digest([p.read_text(encoding="utf-8") for p in sorted(Path(orcalab.__file__).parent.glob("*.py"))])
+    state_file = out / "run.json"
+    state = config.read_json(state_file) if state_file.exists() else {}
+    begun, jobs, made = time.time(), [], []
+    print(f"recipe {rec.name}, seed {rec.seed}: {len(paths)} notebooks -> {out}", flush=True)
+    for n, path in enumerate(paths, 1):
+        values = {**given, "recipe": rec.name, "seed": rec.seed, "base": rec.base, "out": str(out.resolve())}  # a notebook works in its own folder
+        values = {k: v for k, v in values.items() if k in have[path]}
+        made.append([path.read_text(encoding="utf-8"), values])
+        seal, label = config.digest([made, code]), f"[{n:>2}/{len(paths)}] {path.stem:<22}"
+        done = state.get(path.stem, {})
+        if done.get("seal") == seal and (out / "notebooks" / path.name).exists() and set(done["stages"]) <= rec.finished:
+            print(f"{label} done before ({clock(state[path.stem]['seconds'])})", flush=True)
+        else:
+            jobs.append((path, out / "notebooks" / path.name, values, label, seal))
+    ready = worker(jobs[0][1]) if jobs else None
+    for n, (path, target, values, label, seal) in enumerate(jobs, 1):
+        job, ready = ready, worker(jobs[n][1]) if n < len(jobs) else None
+        try:
+            seconds = execute(job, path, target, values, label, begun)
+        finally:
+            if sys.exc_info()[0] and ready:
+                ready.kill()
+        state[path.stem] = {"seal": seal, "seconds": seconds, "stages": sorted(rec.finished)}
+        config.write_json(state_file, state)
+    return [out / "notebooks" / path.name for path in paths]

@@ -1,6 +1,6 @@
 """What a stage will cost, before anything is loaded or bought: steps, tokens, GiB by kind at the peak, FLOPs, hours, and what to change where it does not fit.
 
-The formulas count what this package's rooms do with a model of Llama's form; tests count the bytes of real and of fake tensors against them.
+The formulas count what this package's rooms do with a model of Llama's form; tests count the bytes of real and of fake tensors against them, of several processes as well.
 """
 
 import re
@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from orcalab import model as models, optim
+from orcalab import cluster, model as models, optim
 from orcalab.config import ROW, change, nearest
 
 GIB = 2**30
-KINDS = ("weights", "adapter", "masters", "optimizer", "gradients", "activations", "loss", "temporary", "process")
+KINDS = ("weights", "adapter", "masters", "optimizer", "gradients", "gathered", "activations", "loss", "temporary", "process")
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MFU = {"full": 0.5, "lora": 0.45, "qlora": 0.45}  # share of the peak rate that we assume to reach
 PROCESS = 0.53  # GiB of Python, torch and other libraries on a CPU, measured
@@ -28,6 +28,7 @@ DEVICES = {"A100-40": (312e12, 19.5e12, 39.4, True), "A100-80": (312e12, 19.5e12
            "H200": (989e12, 67e12, 139.7, True), "L4": (121e12, 30.3e12, 22.0, True), "L40S": (362e12, 91.6e12, 44.4, True), "A10G": (70e12, 31.2e12, 22.0, True),
            "RTX-4090": (165e12, 82.6e12, 23.5, True), "RTX-3090": (71e12, 35.6e12, 23.5, True), "A6000": (155e12, 38.7e12, 47.4, True), "T4": (65e12, 8.1e12, 14.6, False),
            "V100-16": (125e12, 15.7e12, 15.8, False), "V100-32": (125e12, 15.7e12, 31.7, False)}
+
 
 
 class Shape(NamedTuple):
@@ -51,6 +52,10 @@ class Shape(NamedTuple):
     @property
     def weights(self):
         return self.table * (1 if self.tied else 2) + self.matrices + self.vectors
+
+    @property
+    def outside(self):  # of the layers: tables and the last norm
+        return self.weights - self.matrices - self.vectors + self.width
 
 
 def shape_of(base, template=None):
@@ -153,8 +158,10 @@ def work(cfg, prepared=None, rows=0):
     if not cfg.steps and not rows:
         raise ValueError(f"{cfg.name} goes through its rows {cfg.epochs} times, and they are not here: prepare them first, or give steps")
     long, batch = min(ROW, cfg.seq_len), cfg.batch_size * cfg.seq_len
-    steps = cfg.steps or max(1, round(rows * cfg.epochs * long / cfg.tokens_per_step))
-    tokens = steps * cfg.tokens_per_step
+    a_step = cfg.packs_per_step * (long if cfg.packing == "none" else cfg.seq_len)  # tokens, without padding
+    passes = rows * cfg.epochs * long / a_step
+    steps = cfg.steps or max(1, int(passes) if cfg.packing == "none" else round(passes))
+    tokens = steps * a_step
     how = f"{'' if cfg.steps else f'{rows:,} '}rows of {long} tokens (Orca 1: 2.7 in a pack of 2,048), half of them targets"
     return {"steps": steps, "tokens": tokens, "targets": tokens // 2, "epochs": tokens / (rows * long) if rows else 0.0,
             "lengths": np.full(max(1, tokens // long), long), "batch": [batch, batch // 2, batch * long if long <= 512 else 0], "how": how}
@@ -173,27 +180,31 @@ def layer(shape, cfg, b, batch, alone, fast):
     return tokens * (2 * norm + seen + (3 if fast else 4) * b * inner + adapter) + alone * shape.heads * squares * b
 
 
-def memory(cfg, shape, batch, dtype="bf16", cpu=False):
+def memory(cfg, shape, batch, dtype="bf16", cpu=False, world=1):
     """Return {kind: bytes} at a run's peak, which is at the loss, at one end of the backward pass, or in the update, whichever takes most.
 
-    Args:    batch: of `work`.  dtype: a name of TYPES.
+    Of several processes each holds its share of weights (the masters, if there are any), moments and gradients. Whole are, under `gathered`: tables, the layer at work
+    and the next one, in the compute type; their gradients; and those that are being sent.
+
+    Args:    batch: of `work`.  dtype: a name of TYPES.  world: how many processes share the weights.
     """
     b, (tokens, targets, _), full, once = TYPES[dtype].itemsize, batch, cfg.method == "full", cfg.update == "backward"
+    many, keep, passes, back = world > 1, 4 if world > 1 and cfg.optimizer == "adamw" else b, cluster.share(cfg, world).accum, TYPES[cfg.reduce].itemsize
     alone, away, elsewhere = cpu or cfg.attention == "documents", not cpu and cfg.offload in ("optimizer", "both"), not cpu and cfg.offload in ("activations", "both")
     fast = cfg.compile == "yes" or cfg.compile == "auto" and not alone
     # what stays: an fp32 weight is its own master; NF4 has a byte of scale for 64 weights, and an fp32 for 256 scales
-    learn, own, g = (shape.weights, b == 4, b) if full else (adapter_of(shape, cfg), True, 4)
-    in_matrix = 0.5 + 1 / 64 + 4 / (64 * 256) if cfg.method == "qlora" else b
-    kept = {"weights": shape.matrices * in_matrix + (shape.weights - shape.matrices) * b, "adapter": 0 if full else 4 * learn,
+    learn, own, g = (shape.weights / world, keep == 4, keep) if full else (adapter_of(shape, cfg), True, 4)
+    in_matrix = 0.5 + 1 / 64 + 4 / (64 * 256) if cfg.method == "qlora" else keep
+    kept = {"weights": (shape.matrices * in_matrix + (shape.weights - shape.matrices) * keep) / world, "adapter": 0 if full else 4 * learn,
             "masters": 0 if away or own or cfg.optimizer != "adamw" else 4 * learn,
             "optimizer": 0 if away else learn * optim.MOMENTS[cfg.optimizer]}
     # the update: bytes for each weight that is changed at the same time, of optim.Optimizer and, where it is not compiled, counted
-    largest, table, on = max(shape.table, shape.width * shape.inner) if full else cfg.lora_rank * (shape.width + shape.inner), shape.table * b, "cpu" if cpu else "cuda"
+    largest, table, on = max(shape.table, shape.width * shape.inner) / world if full else cfg.lora_rank * (shape.width + shape.inner), shape.table * b, "cpu" if cpu else "cuda"
     each = {"adamw": 0 if own else 4, "adamw_bf16": 32, "adamw_bf16_sr": 38, "adamw_8bit": 21} | ({} if cpu or cfg.compile == "no" else {"adamw_bf16": 6, "adamw_bf16_sr": 6, "adamw_8bit": 14})
     several = max(largest, 0 if once or away else min(learn, optim.PART[on])) if cfg.optimizer == "adamw" else min(largest if once else learn, optim.CHUNK[on])
     passing = each[cfg.optimizer] * several + 12 * largest * away
-    gradients = (largest if once else learn) * (4 if cfg.accum > 1 else g)
-    before = learn * (g if cfg.accum == 2 else 4) * (cfg.accum > 1)  # of the batches before
+    gradients = (largest if once else learn) * (4 if passes > 1 else g)
+    before = learn * (g if passes == 2 else 4) * (passes > 1)  # of the batches before
     # the forward pass: what waits, and the layer that is computed again or comes back, whose input in fp32 is part of it
     whole, state, again = layer(shape, cfg, b, batch, alone, fast), b * tokens * shape.width, -(-shape.layers // cfg.recompute) if cfg.recompute else 0
     waiting = 0 if elsewhere else (shape.layers - again) * whole + again * state
@@ -205,10 +216,16 @@ def memory(cfg, shape, batch, dtype="bf16", cpu=False):
     logits = rows * shape.vocabulary * (4 + b * (b < 4))
     head = max(logits * (1 + (rows < targets)), logits + table) + 4 * shape.table if full else new + max(12 * rows * shape.vocabulary, 6 * rows * shape.vocabulary + new)
     between = 3 * b * tokens * shape.inner  # gradients inside an MLP
-    moments = ({"activations": waiting + last, "loss": head + 2 * b * targets * shape.width, "gradients": before},
-               {"activations": waiting + first, "temporary": between, "gradients": before or table * full * (not once)},
-               {"activations": one, "temporary": between, "gradients": gradients - table * full * (not (shape.tied or once or before))},
-               {"temporary": max(passing, table * (shape.tied or not full)), "gradients": gradients})
+    outside, part = many * shape.outside, many * (shape.weights - shape.outside) / shape.layers
+    last_share = g * outside / world  # of the tables' gradients, which come last
+    at_work = many * (b * outside + table + (2 * b + back) * part)
+    not_yet = (0 if before else g * (2 * part + outside) / world) if many else table * full * (not (shape.tied or once or before))  # of gradients
+    moments = ({"activations": waiting + last, "loss": head + 2 * b * targets * shape.width, "gradients": before, "gathered": b * (outside + part)},
+               {"activations": waiting + first, "temporary": between, "gradients": before or table * full * (not (once or many)), "gathered": at_work - back * part},
+               {"activations": max(0, waiting - (state if again else whole)) + first, "temporary": between, "gradients": before, "gathered": at_work},
+               {"activations": one + many * (state if again else whole), "temporary": between, "gradients": max(0, gradients - not_yet), "gathered": at_work},
+               {"gradients": gradients, "gathered": back * outside + many * max(table + last_share * (passes > 1), b * outside - last_share * (passes == 1))},
+               {"temporary": max(passing, table * (shape.tied and not many or not full)), "gradients": gradients})
     peak = {**kept, **max(moments, key=lambda m: sum(m.values()))}
     return {k: peak[k] for k in KINDS if peak.get(k)}
 
@@ -219,16 +236,17 @@ def with_process(memory, cpu):
     return gib | ({"process": PROCESS + HEAP * sum(gib.values())} if cpu else {})
 
 
-def forecast(cfg, shape, prepared=None, device="", rows=0):
+def forecast(cfg, shape, prepared=None, device="", rows=0, many=(1, 1)):
     """Say what a stage will cost, before anything is loaded.
 
     Args:    cfg: the stage's Config.  shape: shape_of its base.
              prepared: prepared.Prepared, if its rows are on this machine; then steps, tokens and targets are exact.
              device: a name as in DEVICES or as torch has it; "cpu" or "cuda" for this machine's; "" for where the stage would run here.
              rows: how many rows a mixture is expected to have, if it is not prepared and epochs say how long the stage is.
-    Returns: dict, ready for JSON: steps, tokens, targets, epochs; gib by kind at the peak and peak_gib, on a CPU with the process itself, on a GPU what torch
-             counts; flops, and hardware_flops with what is computed again; hours at `mfu` of the device's peak `rate`; how it was estimated; and what `fits`
-             needs.
+             many: (nodes, GPUs of each), which share the weights, by torchrun and FSDP.
+    Returns: dict, ready for JSON: steps, tokens, targets, epochs, examples; gib by kind at the peak and peak_gib, on a CPU with the process itself, on a GPU what torch
+             counts; flops, and hardware_flops with what is computed again; hours at `mfu` of the device's peak `rate`; how it was estimated; what `fits` needs.
+             Of several GPUs gib and peak_gib are each one's, and so are `passes`, `sent_gib`, seconds of `computing` and of `sending` in a step: see `cluster.pace`.
     Raises:  ValueError: no such device, or one without the compute type; neither steps, nor rows, nor prepared rows.
     """
     device = device or models.pick(cfg.device, "auto")[0]
@@ -237,15 +255,16 @@ def forecast(cfg, shape, prepared=None, device="", rows=0):
         dtype = next(k for k, t in TYPES.items() if t == models.pick(device, cfg.dtype, cfg.method)[1])
     else:
         dtype = cfg.dtype if cfg.dtype != "auto" else "bf16" if DEVICES[name][3] else "fp32" if cfg.method == "full" else "fp16"
-    todo, cpu = work(cfg, prepared, rows), device == "cpu"
-    lengths = todo.pop("lengths")
+    todo, cpu, world = work(cfg, prepared, rows), device == "cpu", many[0] * many[1]
+    lengths, own = todo.pop("lengths"), cluster.share(cfg, world)
     if not cpu and cfg.attention != "documents":
         todo["batch"][0] = cfg.batch_size * cfg.seq_len  # padding stays
-    gib, peak, mfu = with_process(memory(cfg, shape, todo["batch"], dtype, cpu), cpu), rate(device, dtype), MFU[cfg.method]
+    todo["batch"] = [n * own.batch_size // cfg.batch_size for n in todo["batch"]]
+    gib, peak, mfu = with_process(memory(cfg, shape, todo["batch"], dtype, cpu, world), cpu), rate(device, dtype), MFU[cfg.method]
     count = flops(shape, todo["tokens"], todo["targets"], lengths, cfg.method, adapter_of(shape, cfg))
     again = flops(shape, todo["tokens"], 0, lengths) / 3 * (-(-shape.layers // cfg.recompute) / shape.layers if cfg.recompute else 0)
-    return {"device": name, "dtype": dtype, **todo, "gib": gib, "peak_gib": sum(gib.values()), "flops": count, "hardware_flops": count + again, "rate": peak, "mfu": mfu,
-            "hours": count / peak / mfu / 3600, "shape": shape._asdict()}
+    return {"device": name, "dtype": dtype, **todo, "examples": len(lengths), "gib": gib, "peak_gib": sum(gib.values()), "flops": count, "hardware_flops": count + again, "rate": peak,
+            "mfu": mfu, **cluster.pace(own, shape, name, many, todo["steps"], count / peak / mfu / 3600, TYPES[dtype].itemsize, TYPES[cfg.reduce].itemsize), "shape": shape._asdict()}
 
 
 def fits(cfg, planned, device):
@@ -253,7 +272,7 @@ def fits(cfg, planned, device):
 
     Args:    planned: what `forecast` returned.  device: as there; "cpu" and "cuda" look at what is free now.
     """
-    have, cpu = room(device), planned["device"] == "cpu"
+    have, cpu, world = room(device), planned["device"] == "cpu", planned["world"]
     if planned["peak_gib"] <= have:
         return ""
     text = f"{cfg.name} needs {planned['peak_gib']:.1f} GiB at its peak, and {planned['device']} has {have:.1f}"
@@ -262,31 +281,36 @@ def fits(cfg, planned, device):
     for changes in ({"recompute": 1}, small, {**small, "optimizer": "adamw_bf16_sr"}, {**small, "optimizer": "adamw_8bit"}, once, {**once, "offload": "both"},
                     {**small, "method": "qlora", "optimizer": "adamw"}):
         new = change(cfg, **changes)
-        if planned["dtype"] == "fp16" and new.optimizer != "adamw":
-            continue  # these round into bf16
-        need = with_process(memory(new, Shape(**planned["shape"]), [n * new.batch_size / cfg.batch_size for n in planned["batch"]], planned["dtype"], cpu), cpu)
+        if planned["dtype"] == "fp16" and new.optimizer != "adamw" or world > 1 and (new.optimizer == "adamw_8bit" or new.method != "full" or new.packs_per_step % world):
+            continue  # these round into bf16; those are for one process
+        batch = [n * cluster.share(new, world).batch_size / cluster.share(cfg, world).batch_size for n in planned["batch"]]
+        need = with_process(memory(new, Shape(**planned["shape"]), batch, planned["dtype"], cpu, world), cpu)
         if sum(need.values()) <= have:
             words = ", ".join(f"{k} {v}" for k, v in changes.items() if v != getattr(cfg, k))
             return f"{text}; with {words} it would need {sum(need.values()):.1f}"
-    return f"{text}; no setting makes it fit: choose a smaller base, a shorter seq_len ({cfg.seq_len}) or a larger device"
+    return f"{text}; no setting makes it fit: choose a smaller base, a shorter seq_len ({cfg.seq_len}) or a larger device{', or more of them' * (world > 1)}"
 
 
-def describe(stages, shape, device="", prepared={}, rows={}):
+def describe(stages, shape, device="", prepared={}, rows={}, many=(1, 1)):
     """Return the forecasts of stages as text for a terminal, 100 columns wide; `prepared` and `rows` are those of `forecast`, by the stages' names."""
-    out, short = [], lambda n: next((f"{n / k:,.2f} {word}" for k, word in ((1e9, "billion"), (1e6, "million")) if n >= k), f"{n:,}")
+    out, made, short = [], [], lambda n: next((f"{n / k:,.2f} {word}" for k, word in ((1e9, "billion"), (1e6, "million")) if n >= k), f"{n:,}")
     for cfg in stages:
-        f = forecast(cfg, shape, prepared.get(cfg.name), device, rows.get(cfg.name, 0))
+        f = forecast(cfg, shape, prepared.get(cfg.name), device, rows.get(cfg.name, 0), many)
+        made.append(f)
+        nodes, gpus = (f"{many[0]} x {many[1]} ", f"{f['world']} x ") if f["world"] > 1 else ("", "")
         on = device or ("cpu" if f["device"] == "cpu" else "cuda")
         have, most, advice, again = room(on), max(f["gib"].values()), fits(cfg, f, on), f["hardware_flops"] / f["flops"] - 1
         how = [cfg.method, cfg.optimizer, f["dtype"]] + [f"{k} {v}" for k, none in (("update", "step"), ("recompute", 0), ("offload", "nothing")) if (v := getattr(cfg, k)) != none]
-        out += [f"{cfg.name}   {cfg.base}, {short(shape.weights)} weights, on {f['device']}", f"  {', '.join(how)}",
+        out += [f"{cfg.name}   {cfg.base}, {short(shape.weights)} weights, on {nodes}{f['device']}", f"  {', '.join(how)}",
                 f"  {f['steps']:,} steps of {cfg.accum} x {cfg.batch_size} packs of {cfg.seq_len:,}: {short(f['tokens'])} tokens, {short(f['targets'])} targets"
                 + (f", {f['epochs']:.2f} epochs" if f["epochs"] else ""), *([f"  estimated: {f['how']}"] if f["how"] else []), ""]
         time, unit = (f["hours"], "hours") if f["hours"] >= 1 else (60 * f["hours"], "minutes")
         out += [f"  {kind:<12}{gib:>9.2f} GiB  {'█' * max(1, round(60 * gib / most))}" for kind, gib in f["gib"].items()]
         out += [f"  {'peak':<12}{f['peak_gib']:>9.2f} GiB  of {have:.1f}: {'does not fit' if advice else 'fits'}",
-                f"  {'time':<12}{time:>9,.1f} {unit} for {f['flops']:.2g} FLOPs at {f['mfu']:.0%} (assumed) of {f['rate'] / 1e12:.3g} TFLOP/s"]
+                f"  {'time':<12}{time:>9,.1f} {unit} for {f['flops']:.2g} FLOPs at {f['mfu']:.0%} (assumed) of {gpus}{f['rate'] / 1e12:.3g} TFLOP/s"]
         out += [f"{'':<24}({again:.0%} more are done, for what is computed again)"] if again else []
+        out += cluster.speed(cfg, f) if f["world"] > 1 else []
         out += ["", *textwrap.wrap(advice, 98, initial_indent="  ", subsequent_indent="  ")] if advice else []
         out.append("")
+    out += cluster.beside_paper(stages, made, rate("A100-80")) if many != (1, 1) else []
     return "\n".join(out)

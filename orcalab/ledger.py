@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections import Counter
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,11 @@ from orcalab.config import digest
 
 
 def key_of(teacher, messages):
-    """Return what an answer is found by, 16 hexadecimal digits of a hash: who was asked, with which sampling settings, and every word of the prompt.
-
-    Args:
-        teacher: an endpoint.Teacher.  messages: the conversation so far, the last turn a user's.
-    """
+    """Return what an answer is found by, 16 hexadecimal digits of a hash: who was asked, with which sampling settings, and every word of the prompt."""
     return digest([teacher.name, teacher.model, teacher.sampling, messages], 16)
 
 
-class Ledger:
+class Ledger(AbstractContextManager):
     """An append-only JSONL file of answers, and an index of it in memory: 16 bytes an answer.
 
     An entry has id, task, family and strategy of the row, teacher, model as asked for, version as answered, messages and their hash, sampling, answer, finish
@@ -68,9 +65,6 @@ class Ledger:
                 os.fsync(file)
                 os.close(file)
                 self.held.release()
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *error):
         self.close()
@@ -128,10 +122,9 @@ class Ledger:
         with self.lock:
             number = int(key, 16)
             place = int(np.searchsorted(self.keys, np.uint64(number), "right")) - 1  # of several, the newest
-            known = place >= 0 and int(self.keys[place]) == number
-            if not known and number not in self.fresh:
-                return None
-            start = self.fresh[number] if number in self.fresh else int(self.at[place])
+            start = self.fresh.get(number, int(self.at[place]) if place >= 0 and int(self.keys[place]) == number else None)
+        if start is None:
+            return None
         with open(self.path, "rb") as f:
             f.seek(start)
             return json.loads(f.readline())

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from orcalab.attention import hidden
+from orcalab.attention import gathering, hidden
 
 # torch 2.13 has F.linear_cross_entropy. Ours stays, because it gives each target's loss, and their sum in fp32: for bf16 states torch's comes back in
 # bf16 (11264 for 11244.8), and its gradients are half as exact. On a CPU torch's is 1.6 times as fast in its best setting, ten times slower in its own choice.
@@ -68,6 +68,7 @@ class _HeadLoss(torch.autograd.Function):
         return None, None, None, *(g * grad for g in ctx.saved_tensors)
 
 
+@gathering
 def loss_sum(model, ids, position, apart, labels, chunk=0):
     """Return (sum of the targets' losses, each target's loss); logits are made for targets only.
 
@@ -82,7 +83,7 @@ def loss_sum(model, ids, position, apart, labels, chunk=0):
     Paper: Orca 2, "Training", on loss: only the teacher's tokens are learned.
     """
     at = labels >= 0
-    states, targets, head = hidden(model, ids, position, apart)[at], labels[at].long(), model.get_output_embeddings()
+    states, targets, head = hidden.__wrapped__(model, ids, position, apart)[at], labels[at].long(), model.get_output_embeddings()
     chunk = chunk or (256 if states.device.type == "cpu" else max(1, 2**26 // model.config.vocab_size))
     weights = [p for p in head.parameters() if p.requires_grad and torch.is_grad_enabled()]
     if type(head) is torch.nn.Linear and head.bias is None:

@@ -87,6 +87,7 @@ class Mixture(OnDisk):
     def __init__(self, mix, cfg):
         self.mix, self.cfg, self.pools, self.shuffled, self.draws, self.aside, self.said = mix, cfg, [], True, None, [], None
         self.asks = False  # rows are to be answered by a teacher: they need no answer
+        self.held = 0  # how many rows, the first, are of those set aside: a stage with `held_out` looks at them and draws none
 
     @classmethod
     def of(cls, rows, cfg):
@@ -139,12 +140,16 @@ class Mixture(OnDisk):
         return said
 
     def _arrange(self, made):
-        """Lay the chosen items of all parts behind one another, by chance; keep a random subset of them if the mix says so."""
+        """Lay the chosen items of all parts behind one another, by chance; keep a random subset of them if the mix says so. Held-out ones come first."""
         cfg = self.cfg
-        used = [np.unique(np.concatenate(c.draws)) if len(c.draws) > 1 else c.draws[0] for c in made]
+        drawn = [np.unique(np.concatenate(c.draws)) if len(c.draws) > 1 else c.draws[0] for c in made]
+        rng, aside = np.random.default_rng([cfg.seed, cfg.stream]), np.repeat(np.arange(len(made)), [len(c.aside) for c in made])
+        aside = (rng.permutation(aside) if cfg.held_out else aside)[: cfg.held_out]  # the part of each that is looked at
+        used = [np.append(d, c.aside[: int((aside == p).sum())]) for p, (d, c) in enumerate(zip(drawn, made))]
         offsets = np.cumsum([0, *map(len, used)])
-        rng = np.random.default_rng([cfg.seed, cfg.stream])
         order = rng.permutation(offsets[-1]) if self.shuffled else np.arange(offsets[-1])
+        held = np.concatenate([np.arange(len(u)) >= len(d) for u, d in zip(used, drawn)])
+        order = np.append(order[held[order]], order[~held[order]])
         if self.mix.subset:
             wanted = round(self.mix.subset * cfg.scale)
             if wanted > len(order):
@@ -152,6 +157,7 @@ class Mixture(OnDisk):
             member = np.zeros(len(order), bool)
             member[np.random.default_rng([cfg.seed, int(digest(self.mix.name), 16)]).permutation(len(order))[:wanted]] = True
             order = order[member[order]]
+        self.held = int(held[order].sum())
         place = np.full(offsets[-1], -1)
         place[order] = np.arange(len(order))
         self.part = np.repeat(np.arange(len(used), dtype=np.uint8), list(map(len, used)))[order]
@@ -161,9 +167,10 @@ class Mixture(OnDisk):
         self.size, self.start, self.flat = size[order].astype(np.uint16 if size.max(initial=0) < 1 << 16 else np.int32), start[order], flat.astype(np.int32)
         if any(len(c.draws) > 1 for c in made):
             epochs = range(max(len(c.draws) for c in made))
-            drawn = [np.concatenate([place[o + np.searchsorted(u, c.draws[e % len(c.draws)])] for c, u, o in zip(made, used, offsets)]) for e in epochs]
-            self.draws = [np.sort(d[d >= 0]) for d in drawn]
-        self.aside = [(p, c.of(c.aside[i : i + 1])[0], int(c.piece[item])) for p, c in enumerate(made) for i, item in enumerate(c.aside.tolist())]
+            each = [np.concatenate([place[o + np.searchsorted(d, c.draws[e % len(c.draws)])] for c, d, o in zip(made, drawn, offsets)]) for e in epochs]
+            self.draws = [np.sort(d[d >= 0]) for d in each]
+        several = lambda c: np.split(c.of(c.aside)[0], np.cumsum(c.sizes[c.aside])[:-1])  # the rows of each item set aside
+        self.aside = [(p, rows, int(c.piece[item])) for p, c in enumerate(made) for item, rows in zip(c.aside.tolist(), several(c))]
 
     def __len__(self):
         return self.choose() and len(self.part)

@@ -39,7 +39,7 @@ def smollm2():
     return target
 
 
-def tiny_random(seed=0, template=None):
+def tiny_random(seed=0, template=None, rope=""):
     """Return (model, tokenizer): a random Llama of under a million parameters that reads bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -54,7 +54,32 @@ def tiny_random(seed=0, template=None):
                          num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
                          tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
                          pad_token_id=tokenizer.pad_token_id)
-    return LlamaForCausalLM(config), tokenizer
+    return LlamaForCausalLM(stretch(config, rope)), tokenizer
+
+
+def stretch(config, rope):
+    """Write into a transformers config how positions are stretched, where plain transformers finds it; return the config.
+
+    max_position_embeddings grows by the factor, so that other programs know. With "dynamic" it cannot, because transformers computes from it.
+
+    Args:    rope: TYPE:FACTOR of config.ROPES, or "". What a stage before stretched in the same way stays as it is.
+    Raises:  ValueError: positions are stretched in another way already, or the model has no one set of rotary positions.
+    """
+    if not rope:
+        return config
+    kind, factor = rope.split(":")
+    now, length, factor = getattr(config, "rope_parameters", None) or {}, getattr(config, "max_position_embeddings", 0), float(factor)
+    if (now.get("rope_type"), now.get("factor")) == (kind, factor):
+        return config
+    if "rope_type" not in now or not length:
+        raise ValueError(f"rope is {rope!r}, and models of type {config.model_type} have no one set of rotary positions to stretch: leave rope empty")
+    if now["rope_type"] != "default":
+        raise ValueError(f"rope is {rope!r}, and this model's positions are stretched already ({now['rope_type']}:{now.get('factor', 1):g}): leave rope empty, or start from a base whose are not")
+    own = {"llama3": {"low_freq_factor": 1.0, "high_freq_factor": 4.0}}.get(kind, {})  # as Llama 3.1 has them
+    own |= {"original_max_position_embeddings": length} if kind in ("yarn", "llama3") else {}
+    config.rope_parameters = {**now, "rope_type": kind, "factor": factor, **own}
+    config.max_position_embeddings = length if kind == "dynamic" else int(length * factor)
+    return config
 
 
 def fit_tokenizer(tokenizer, template=None):
@@ -165,19 +190,21 @@ def pad_rows(model, tokenizer):
     return [(weight, tokenizer.pad_token_id) for weight in tables(model)] if ours else []
 
 
-def load(name, dtype=torch.float32, device="cpu", template=None, **how):
+def load(name, dtype=torch.float32, device="cpu", template=None, rope="", **how):
     """Load a model and its tokenizer by name, hub id or folder, ready for a template.
 
     Args:
+        rope: how positions are stretched, as in Config; "" as the model has it.
         how: further words to from_pretrained, which then decides where weights go and in what form; for a model that comes from a folder or the hub.
 
     Returns:
         (model, tokenizer, origin); origin is {"from", "digest", "parameters"}, for config.json.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     quiet()
     name, tokenizer, tiny = str(name), load_tokenizer(name, template), str(name) == "tiny-random"
-    model = tiny_random(template=template)[0] if tiny else AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype, **how)
+    stretched = {"config": stretch(AutoConfig.from_pretrained(resolve(name)), rope)} if rope and not tiny else {}
+    model = tiny_random(template=template, rope=rope)[0] if tiny else AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype, **stretched, **how)
     for p in model.parameters() if tiny else ():
         p.data = p.data.to(dtype)  # weights alone: rotary frequencies rounded to bf16 would turn late positions by radians
     grow(model, len(tokenizer))
@@ -190,12 +217,12 @@ def load(name, dtype=torch.float32, device="cpu", template=None, **how):
     return model if how else model.to(device), tokenizer, origin
 
 
-def skeleton(name, template=None):
+def skeleton(name, template=None, rope=""):
     """Return a model by name, hub id or folder on the meta device, with the rows of a template's tokens: its shape, and no weights.
 
     Llama 2's shapes are written down, so that a plan needs neither the hub nor its licence.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+    from transformers import AutoConfig, LlamaConfig
     if name == "tiny-random":
         config = tiny_random(template=template)[0].config
         size = config.vocab_size
@@ -205,10 +232,16 @@ def skeleton(name, template=None):
         size = 32_000 + len(chatml.TEMPLATES[template or "chatml"].new)
     else:
         config, size = AutoConfig.from_pretrained(resolve(name)), len(load_tokenizer(name, template))
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    model = empty(stretch(config, rope))
     grow(model, size)
     return model
+
+
+def empty(config, dtype=torch.float32):
+    """Return a model of a configuration on the meta device: its shape, and no weights."""
+    from transformers import AutoModelForCausalLM
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def quiet():

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from orcalab import ranks
 from orcalab.config import digest
 
 B1, B2, EPS = 0.9, 0.95, 1e-8  # AdamW's
@@ -72,10 +73,11 @@ class Optimizer:
     """
 
     def __init__(self, model, cfg, still=(), exact={}):
-        self.cfg, self.weights = cfg, {n: p for n, p in model.named_parameters() if p.requires_grad}
+        params = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.cfg, self.params, self.weights = cfg, params, {n: ranks.local(p.detach()) for n, p in params.items()}
         self.kind, self.device, fp32 = cfg.optimizer, next(iter(self.weights.values())).device, torch.float32
         self.away = self.device.type == "cuda" and cfg.offload in ("optimizer", "both")
-        self.still = {n: [row for w, row in still if w is p] for n, p in self.weights.items()}
+        self.still = {n: [r for w, row in still if w is p for r in ranks.own_row(p, row)] for n, p in params.items()}
         for n, p in self.weights.items():
             if self.kind != "adamw" and p.dtype not in (torch.bfloat16, fp32):
                 raise ValueError(f"optimizer is {self.kind!r}, which rounds to bf16, and {n} is {p.dtype}: choose dtype bf16 or fp32, or optimizer adamw")
@@ -93,7 +95,7 @@ class Optimizer:
         stride = -(-total // SEEN) | 1  # odd, so that every column has its turn
         self.meter = torch.zeros(4, -(-total // stride), device=self.device)  # of what is looked at: gradient, whether it decays, fp32 moments
         for n, p in self.weights.items():
-            self.kept[n] = self._new(p.shape, fp32).copy_(exact.get(n, p).detach()) if self.kind == "adamw" and p.dtype != fp32 else p.detach()
+            self.kept[n] = self._new(p.shape, fp32).copy_(exact.get(n, p).detach()) if self.kind == "adamw" and p.dtype != fp32 else p
             if self.kind == "adamw_8bit" and p.numel() >= SMALL:
                 blocks = (-(-p.numel() // BLOCK),)
                 made = {"state1": (p.shape, torch.uint8), "state2": (p.shape, torch.uint8), "absmax1": (blocks, fp32), "absmax2": (blocks, fp32)}
@@ -106,7 +108,7 @@ class Optimizer:
                 self.slots[n] = where, self.meter[:, at : at + number]
                 self.meter[1, at : at + number] = p.ndim > 1
             if cfg.update == "backward" or cfg.accum > 1:
-                p.register_post_accumulate_grad_hook(partial(self._take, n))
+                params[n].register_post_accumulate_grad_hook(partial(self._take, n))
         self.parts = list(parts.values())
 
     def _new(self, shape, dtype):
@@ -132,14 +134,14 @@ class Optimizer:
 
     def gather(self):
         """Take up the gradients that lie in .grad, behind a backward; with accum > 1 or update "backward" hooks have done so already."""
-        for n, p in self.weights.items():
+        for n, p in self.params.items():
             self._take(n, p)
 
     @torch.no_grad()
     def _take(self, n, p):
         if p.grad is None:
             return
-        grad, p.grad = p.grad, None
+        grad, p.grad = ranks.local(p.grad), None
         for row in self.still[n]:
             grad[row] = 0
         self.grads[n] = self.grads[n].float().add_(grad) if n in self.grads else grad
@@ -156,6 +158,7 @@ class Optimizer:
         self.gather()
         norms = self.norms or torch._foreach_norm(list(self.grads.values()), 2.0, dtype=torch.float32)
         norm = torch.linalg.vector_norm(torch.stack(list(norms))) * self.scale
+        norm = ranks.total(norm.square()).sqrt() if ranks.world() > 1 else norm
         clip = (self.cfg.clip / (norm + 1e-6)).item() if self.cfg.clip else 1.0
         norm, self.lost = norm.item(), math.nan
         if not math.isfinite(norm):
@@ -168,7 +171,8 @@ class Optimizer:
                 self._update(names)
         scale, decay, rate, root = self.numbers[True]
         change, self.meter[2], self.meter[3] = wanted(self.before, self.meter[0], *self.meter[2:], (scale, decay * self.meter[1], rate, root))
-        self.lost = (1 - ((self._seen() - self.before) * change.sign()).sum() / change.abs().sum()).nan_to_num().item()
+        applied, whole = ranks.total(torch.stack([((self._seen() - self.before) * change.sign()).sum(), change.abs().sum()]))
+        self.lost = (1 - applied / whole).nan_to_num().item()
         self.steps += 1
         return norm
 
@@ -204,7 +208,7 @@ class Optimizer:
 
     def _low(self, n, weight, *moments):
         """Update one weight that has no master, a chunk at a time; its random bits hang on seed, step and name alone."""
-        self.generator.manual_seed(int(digest([self.cfg.seed, int(self.steps), n], 15), 16))
+        self.generator.manual_seed(int(digest([self.cfg.seed, int(self.steps), n, *[ranks.rank()] * (ranks.world() > 1)], 15), 16))
         matrix, grad, (weight, *moments), size = weight.ndim > 1, self.grads.pop(n).reshape(-1), (t.view(-1) for t in (weight, *moments)), CHUNK[self.device.type]
         for at in range(0, len(weight), size):
             cut = slice(at, at + size)
@@ -228,11 +232,12 @@ class Optimizer:
         return bits.view(torch.int16)[: rows * length].view(rows, length).unbind()
 
     def state(self):
-        """Return all that resume needs, {name: tensor}, live: masters (or weights without one), moments, steps taken, the meter's moments."""
+        """Return all that resume needs, {name: tensor}, live: masters (or weights without one), moments, steps taken, and in a single process the meter's moments."""
         if self.away:
             torch.cuda.synchronize()
-        moments = {f"{k}.{n}": t for n, tensors in self.moments.items() for k, t in tensors.items()}
-        return {f"master.{n}": t for n, t in self.kept.items()} | moments | {"step": self.steps, "meter": self.meter[2:]}
+        moments = {f"{k}.{n}": ranks.like(t, self.params[n]) for n, tensors in self.moments.items() for k, t in tensors.items()}
+        kept = {f"master.{n}": ranks.like(t, self.params[n]) for n, t in self.kept.items()}
+        return kept | moments | {"step": self.steps} | ({"meter": self.meter[2:]} if ranks.world() == 1 else {})
 
     @torch.no_grad()
     def load(self, state):
@@ -241,6 +246,7 @@ class Optimizer:
         Raises:  ValueError: a tensor is missing, left over, or of another type or shape; nothing was changed.
         """
         mine, what = self.state(), lambda t: "nothing" if t is None else f"{t.dtype} {tuple(t.shape)}"
+        meter = mine.pop("meter", None) if "meter" not in state else None  # saved by several processes, each of which looked at other elements
         for name in [*mine, *state]:
             if (has := what(state.get(name))) != (own := what(mine.get(name))):
                 raise ValueError(f"the optimizer's saved state has {has} for {name}, this run {own}: it belongs to another model, method or optimizer")
@@ -248,3 +254,6 @@ class Optimizer:
             t.copy_(state[name])
         for n, p in self.weights.items():
             p.copy_(self.kept[n])
+        for n, (where, slot) in self.slots.items() if ranks.world() > 1 or meter is not None else ():
+            for row, t in zip(slot[2:], self.moments[n].values()):
+                row.copy_(t.view(-1)[where])

@@ -145,12 +145,18 @@ def shuffle_partition(lengths, seq_len, seed=0):
     return Plan(order, np.array(ends))
 
 
+def none(lengths, seq_len, seed=0):
+    """Plan a pack for each example, the rest of it padding, as OpenAssistant did: then a step of 128 packs is 128 rows, long or short."""
+    return Plan(np.arange(len(lengths), dtype=np.int32), np.arange(1, len(lengths) + 1))
+
+
 def plan(lengths, seq_len, packs_needed=None, method="best_fit", seed=0, epochs=1, multiple=1, draws=None):
     """Plan packs over as many epochs as `packs_needed` takes, in the order they are trained.
 
     Args:    lengths: tokens of each example, none over seq_len.
-             packs_needed: steps x packs per step; None is as many as `epochs` epochs make, rounded up to a `multiple`.
-             method: "best_fit" or "shuffle_partition".
+             packs_needed: steps x packs per step; None is as many as `epochs` epochs make, rounded up to a `multiple`; with "none" rounded down, as
+                 trainers that do not pack leave out the step that rows do not fill.
+             method: "best_fit", "shuffle_partition" or "none".
              draws: which examples each epoch takes, a list of arrays that begins anew when it is at its end; None is all.
     Returns: Plan. A pure function of its arguments; each epoch packs anew.
     Raises:  ValueError: no examples, one without tokens, or one longer than `seq_len`; says which, and by how much.
@@ -160,12 +166,15 @@ def plan(lengths, seq_len, packs_needed=None, method="best_fit", seed=0, epochs=
     lengths = np.asarray(lengths)
     if lengths[at := int(np.argmax(lengths))] > seq_len or lengths[at := int(np.argmin(lengths))] < 1:
         raise ValueError(f"example {at} has {lengths[at]} tokens; seq_len is {seq_len}")
+    if method == "none" and not packs_needed:
+        rows = sum(len(draws[e % len(draws)]) if draws else len(lengths) for e in range(epochs))
+        packs_needed = max(multiple, rows - rows % multiple)
     members, sizes, epoch, made = [], [], 0, 0
     while made < packs_needed if packs_needed else epoch < epochs or made % multiple:
         mine = draws[epoch % len(draws)] if draws else slice(None)
         if not len(lengths[mine]):
             raise ValueError(f"epoch {epoch + 1} draws no example")
-        new = {"best_fit": best_fit, "shuffle_partition": shuffle_partition}[method](lengths[mine], seq_len, seed + epoch)
+        new = {"best_fit": best_fit, "shuffle_partition": shuffle_partition, "none": none}[method](lengths[mine], seq_len, seed + epoch)
         # shuffled, so chance decides what a cut epoch leaves out, not how short an example is
         chance = np.random.default_rng([seed, epoch]).permutation(len(new))
         if not packs_needed and epoch >= epochs:

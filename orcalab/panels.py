@@ -16,8 +16,8 @@ def painter(encode, text):
     """
     import ipywidgets as widgets
     box = widgets.Textarea(value=text, description="user", layout={"width": "95%", "height": "80px"})
-    out = widgets.HTML(encode(text))
-    box.observe(lambda change: setattr(out, "value", encode(change["new"])), "value")
+    out = widgets.HTML()
+    widgets.dlink((box, "value"), (out, "value"), encode)
     return widgets.VBox([box, out])
 
 

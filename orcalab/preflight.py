@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from orcalab import attention, chatml, forecast, loss, model as models, optim, packing
+from orcalab import attention, chatml, forecast, loss, model as models, optim, packing, ranks
 from orcalab.config import write_json
 
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}  # nats per target
@@ -36,8 +36,12 @@ def preflight(model, prepared, tokenizer, cfg, folder, kind="documents"):
     Returns: dict: the report, as in preflight.json.
     Raises:  ValueError: which check failed, by how much, and what to change.
     """
+    longest, positions = prepared.card["lengths"]["longest"], getattr(model.config, "max_position_embeddings", None) or math.inf
+    if longest > positions:
+        raise ValueError(f"an example has {longest} tokens, and the model was trained with {positions} positions: stretch them with rope, as linear:{math.ceil(longest / positions)}, "
+                         f"or choose seq_len {positions} (now {cfg.seq_len}; rope is {cfg.rope!r})")
     members = (prepared.plan[0] * 2)[:2]  # one alone stands beside itself
-    device, dtype = next(model.parameters()).device, model.dtype
+    device, dtype = next(model.parameters()).device, models.pick(cfg.device, cfg.dtype, cfg.method)[1]
 
     def run(which, spoil=None, learning=False):
         at = packing.pack([prepared.examples[i] for i in which], [list(range(len(which)))], cfg.seq_len * len(which))
@@ -45,8 +49,9 @@ def preflight(model, prepared, tokenizer, cfg, folder, kind="documents"):
         first, last = len(prepared.examples[which[0]][0]), sum(len(prepared.examples[i][0]) for i in which)
         if spoil is not None:
             ids[:first] = spoil
-        with torch.set_grad_enabled(learning):
+        with torch.no_grad():
             states = attention.hidden(model, ids, position, apart)
+        with torch.set_grad_enabled(learning):
             total = loss.loss_sum(model, ids, position, apart, labels)[0]
         return total.item(), int((labels >= 0).sum()), states[first:last]
 
@@ -75,7 +80,7 @@ def preflight(model, prepared, tokenizer, cfg, folder, kind="documents"):
     report = {"loss_packed": both, "loss_alone": apart, "loss_first": first, "loss_first_own": own, "difference": abs(both - apart), "limit": limit, "leak": leak,
               "loss_learning": learning, "loss_of_knowing_nothing": nothing, "answers": len(talks), "answers_that_end": ended, "attention": kind,
               "targets_of_first_row": tokenizer.decode(chatml.learned(*prepared.examples[members[0]]))}
-    write_json(folder / "preflight.json", report)
+    ranks.first(lambda: write_json(folder / "preflight.json", report))
     if report["difference"] > limit or leak > 0:
         raise ValueError(f"packed examples see each other: loss {both:.4f} packed, {apart:.4f} alone (limit {limit}), leak "
                          f"{leak:.2g}. The attention of this model does not pass through those of attention.KINDS")

@@ -90,7 +90,11 @@ class Prepared:
 
     def packs(self, first=0, last=None):
         """Return packs first..last of the plan as packing.Packed."""
-        return packing.pack(self.examples, self.plan[first:last], self.card["config"]["seq_len"], self.card["pad_id"])
+        return self.pack(self.plan[first:last])
+
+    def pack(self, members):
+        """Return packs of these examples, a list of numbers each, as packing.Packed."""
+        return packing.pack(self.examples, members, self.card["config"]["seq_len"], self.card["pad_id"])
 
 
 def open_prepared(folder):

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 
@@ -20,7 +21,7 @@ def clock(seconds):
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-class Progress:
+class Progress(AbstractContextManager):
     """Count `total` units of work named `what`; `note` is free text such as tokens/s.
 
     Headless (no terminal, no notebook front end), prints a line at the start, then at most one
@@ -36,9 +37,6 @@ class Progress:
         if watched:
             from tqdm import tqdm
             self.bar = tqdm(total=total, desc=what, file=sys.stdout, mininterval=0.5, dynamic_ncols=True)
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *error):
         if self.bar is not None:

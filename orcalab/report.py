@@ -2,9 +2,10 @@
 
 import html
 import json
+from itertools import product
 from pathlib import Path
 
-from orcalab import config, evaluate, exam, show, tasks
+from orcalab import config, evaluate, exam, show, sweep, tasks
 from orcalab.scores import compare, score
 
 PAIRS = (("stage3_gpt4", "answer_only"), ("explained_erased", "bare_answers"))  # explained and erased, and the control of bare answers
@@ -60,6 +61,36 @@ def write_report(rec):
     return show.report(out / "report.html", f"orcalab: recipe {rec.name}, seed {rec.seed}", lead, sections), finding(rec.tasks, scores, several, records)
 
 
+def write_sweep(folder):
+    """Write results.json and sweep.html of a sweep from what lies in its runs' folders, whoever left it there; return the page, a table as text, and {run that is not done: its last words}."""
+    runs, rows, left = {}, [], {}
+    for out in sorted({p.parent for p in folder.glob("*/sweep.json")} | {p.parents[1] for p in folder.glob("*/*/metrics.jsonl")}):
+        plan, log = out / "sweep.json", out / "log.txt"
+        runs[out.name] = {"values": config.read_json(plan)["values"] if plan.exists() else {}, "done": sweep.done(out),
+                          "stages": {p.parent.name: config.read_json(p) for p in sorted(out.glob("*/results.json")) if (p.parent / "metrics.jsonl").exists()},
+                          "scores": [{"student": s, "system": m, **score(r)} for (s, m), r in evaluate.read_answers(out / "answers").items()]}
+        if plan.exists() and not runs[out.name]["done"]:
+            left[out.name] = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2] if log.exists() else "not begun"
+    if not runs:
+        raise ValueError(f"there is no run in {folder}")
+    config.write_json(folder / "results.json", runs)
+    students = sorted({s for r in runs.values() for s in (*r["stages"], *(x["student"] for x in r["scores"]))}, key=lambda s: [*show.NAMES, s].index(s))
+    forms = {"last_loss": ".3f", "held_out": ".3f", "tokens_per_s": ".0f", "system": "", "macro": ".1%", "low": ".1%", "high": ".1%"}
+    for student, (name, r) in product(students, runs.items()):
+        for s in [s for s in r["scores"] if s["student"] == student] or [{}] * (student in r["stages"]):
+            own = {**r["stages"].get(student, {}), **s}
+            rows.append([student, name, *(f"{own[k]:{form}}" if k in own else "" for k, form in forms.items())])
+    head, said = ["student", "run", "last loss", "held out", "tokens/s", "message", "macro", "95 % from", "to"], [f"{name} is not done: {line}" for name, line in left.items()]
+    every = [{**s, "student": f"{s['student']}, {s['system']}" if s["system"] != "cautious" else s["student"], "system": name} for name, r in runs.items() for s in r["scores"]]
+    figures = [show.messages(every).update_layout(title_text="How each student does, run by run")] if every else []
+    for stage in [s for s in students if any(s in r["stages"] for r in runs.values())]:
+        have = [name for name, r in runs.items() if stage in r["stages"]]
+        figures.append(show.loss_curve(*(folder / name / stage for name in have), names=have).update_layout(title_text=f"Loss of {stage}, run by run"))
+    page = show.report(folder / "sweep.html", f"orcalab: {folder.name}", f"{len(runs)} runs, {len(left)} of them not done.",
+                       [("Runs beside each other", [show.table(rows, head), *(f"<p>{html.escape(x)}</p>" for x in said), *figures])])
+    return page, "\n".join([show.text_table(rows, head), *said]), left
+
+
 def html_lead(rec, records):
     """Return the report's first paragraph, its numbers computed from the answers."""
     own = sorted({html.escape(s.rows) for s in rec.stages if not s.rows.startswith("procedural")})
@@ -86,8 +117,6 @@ def answers_table(records):
     return show.table(sorted(rows), ["task", "question (end)", "gold", *names])
 
 
-# ------------------------------------------------------------------------------------------------- benchmarks
-
 def beside_paper(made):
     """Return (rows, head): the paper's numbers on the benchmarks that were asked, each with its certainty, and ours with their intervals."""
     order = list(dict.fromkeys(s["benchmark"] for s in made["scores"] if s["by_task"]))
@@ -96,13 +125,9 @@ def beside_paper(made):
     for who in dict.fromkeys((s["student"], s["system"]) for s in made["scores"]):
         own = {s["benchmark"]: s for s in made["scores"] if (s["student"], s["system"]) == who}
         rows.append([f"{who[0]}, {who[1]}", *(f"{100 * s['macro']:.2f} [{100 * s['low']:.1f}, {100 * s['high']:.1f}]" if (s := own.get(b)) and s["by_task"] else "" for b in order)])
-    return rows, ["% right, mean over tasks", *(_part(made, b) for b in order)]
-
-
-def _part(made, b):
-    """Return what a benchmark is called, and how much of it was asked, if that is not all of its tasks."""
-    asked, there = next(len(s["by_task"]) for s in made["scores"] if s["benchmark"] == b and s["by_task"]), len(tasks.BENCHMARKS[b].tasks)
-    return b if asked == there else f"{b} ({asked} of {there} tasks)"
+    asked = {b: next(len(s["by_task"]) for s in made["scores"] if s["benchmark"] == b and s["by_task"]) for b in order}
+    there = {b: len(tasks.BENCHMARKS[b].tasks) for b in order}
+    return rows, ["% right, mean over tasks", *(b if asked[b] == there[b] else f"{b} ({asked[b]} of {there[b]} tasks)" for b in order)]
 
 
 def beside(made):

@@ -19,7 +19,7 @@ NAMES = {"base": "base model", "stage1_flan": "stage 1: short answers", "stage2_
          "stage3_gpt4": "stage 3: strategies, erased", "answer_only": "control: answers only",
          "bare_answers": "answers only", "explained_kept": "explained, strategy kept", "explained_erased": "explained, strategy erased", "explained_generic": "explained, Orca 1's messages",
          "right": "the right strategy", "wrong": "a wrong strategy", "cautious": "the cautious message", "empty": "no message"}
-MEMORY = {"weights": BLUE, "adapter": RED, "masters": SKY, "optimizer": GREEN, "gradients": PURPLE, "activations": ORANGE, "loss": "#B8860B", "temporary": "#F0E442", "process": GREY}  # forecast's kinds
+MEMORY = {"weights": BLUE, "adapter": RED, "masters": SKY, "optimizer": GREEN, "gradients": PURPLE, "gathered": "#666699", "activations": ORANGE, "loss": "#B8860B", "temporary": "#F0E442", "process": GREY}  # forecast's kinds
 SMALL = {"grad_norm": ("gradient norm before clipping", ".3g", PURPLE), "lr": ("learning rate", ".2e", SKY),  # what, format, colour of training's small panels
          "lost_updates": ("updates lost to rounding", "z.2%", RED), "tokens_per_s": ("tokens a second", ",.0f", GREEN)}
 KINDS = {"special": (PURPLE, 35), "byte": (ORANGE, 33), "digit": (SKY, 36), "character": (BLUE, 34), "piece": (GREY, 90)}  # also for a terminal
@@ -49,14 +49,14 @@ def _mean(values):
     return list(accumulate(values, lambda mean, v: 0.8 * mean + 0.2 * v))
 
 
-def loss_curve(*folders):
-    """Draw the loss of one or more runs by tokens seen, each with its running mean."""
+def loss_curve(*folders, names=()):
+    """Draw the loss of one or more runs by tokens seen, each with its running mean; `names` tell runs of one stage apart."""
     note = "<br><sup>stages learn different words, so their losses cannot be compared with each other</sup>" if len(folders) > 1 else ""
     fig = _figure(f"Loss on the teacher's tokens{note}", "tokens of the stage", "loss per target (nats)")
-    for folder in folders:
-        name, lines = Path(folder).name, metrics(folder)
+    for folder, own, tint in zip(folders, names or [""] * len(folders), cycle((BLUE, ORANGE, GREEN, SKY, PURPLE, RED, GREY))):
+        name, lines = own or Path(folder).name, metrics(folder)
         x, mean = list(accumulate(line["tokens"] for line in lines)), _mean([line["loss"] for line in lines])
-        colour = COLOURS.get(name, BLUE)
+        colour = COLOURS.get(name, tint)
         fig.add_scatter(x=x, y=[line["loss"] for line in lines], mode="lines", line={"color": colour, "width": 1},
                         opacity=0.3, showlegend=False, hoverinfo="skip")
         fig.add_scatter(x=x, y=mean, mode="lines", name=NAMES.get(name, name), line={"color": colour, "width": 3})
@@ -174,8 +174,8 @@ def messages(scores):
     systems, students = (list(dict.fromkeys(s[k] for s in scores)) for k in ("system", "student"))
     fig = _figure("How each student does, by what it is told", "", "accuracy (mean over tasks)", height=440, scattermode="group", scattergap=0.5)
     for name in students:
-        own = [next(s for s in scores if (s["student"], s["system"]) == (name, system)) for system in systems]
-        fig.add_scatter(x=[NAMES.get(s, s) for s in systems], y=[s["macro"] for s in own], mode="markers", name=NAMES.get(name, name), offsetgroup=name,
+        own = [s for system in systems for s in scores if (s["student"], s["system"]) == (name, system)]
+        fig.add_scatter(x=[NAMES.get(s["system"], s["system"]) for s in own], y=[s["macro"] for s in own], mode="markers", name=NAMES.get(name, name), offsetgroup=name,
                         marker={"size": 12, "color": COLOURS.get(name, GREY)}, **_interval(own, thickness=1.5, width=5))
     return fig.update_yaxes(range=[0, 1], tickformat=".0%")
 
@@ -230,8 +230,6 @@ def heat(scores, student):
     return fig.update_yaxes(autorange="reversed")
 
 
-# ------------------------------------------------------------------------------------------------ tokens
-
 def tokens(ids, mask, tokenizer):
     """Return the tokens of an example as HTML: targets green, context grey, ids on hover."""
     parts = []
@@ -267,8 +265,6 @@ def grid(known, width=256):
         fig.add_scatter(x=[None], y=[None], mode="markers", name=name, marker={"color": colour, "symbol": "square", "size": 11})
     return fig.update_layout(legend_y=-0.1, yaxis_autorange="reversed", yaxis_tickformat=",", xaxis_showticklabels=False)
 
-
-# ------------------------------------------------------------------------------------------------ report
 
 def table(rows, head):
     """Return rows as an HTML table: words to the left, numbers to the right, long text wrapped."""

@@ -95,15 +95,6 @@ def system_of(text):
     return message(text) if text in KNOWN or " " not in text and get_close_matches(text, KNOWN) else text
 
 
-def orca1_ids(source, kind=""):
-    """Return the ids of Orca 1's messages that go with a sub-collection of FLAN; those of "cot" for rows from elsewhere.
-
-    Args:
-        source: flan2021, t0, niv2 or cot.  kind: of FLAN's template; one with options is multiple choice.
-    """
-    return ORCA1_IDS.get("flan2021_multiple_choice" if source == "flan2021" and kind.endswith("_opt") else source, ORCA1_IDS["cot"])
-
-
 def name_of(text):
     """Return what a system message is called: a strategy, `cautious`, `empty`, `orca1-<id>`, or `its own`.
 

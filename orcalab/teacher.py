@@ -35,8 +35,6 @@ class Query(NamedTuple):
     follow: tuple = ()  # user turns that follow each answer; the last answer is the one that counts
 
 
-# ------------------------------------------------------------------------------------------- what is asked
-
 def queries(rows, cfg, chosen=None, calls=""):
     """Yield a Query for each row: its question under the message that the stage asks for.
 
@@ -84,8 +82,6 @@ def of_stage(recipe, cfg, teacher, chosen=None):
     again = lambda: rows if isinstance(rows, Mixture) else corpus.rows_of(recipe, cfg)[0]  # a Mixture is read and chosen among once
     return lambda: islice(queries(again(), cfg, chosen, teacher.calls), total), total
 
-
-# ------------------------------------------------------------------------------------------------- asking
 
 def forecast(asked, total, teacher):
     """Return, in words, what asking will take, guessed from the first hundred questions: four characters a token, and answers as long as they may be."""
@@ -229,8 +225,6 @@ def collect(asked, teacher, ledger, total=0):
         said[f"because: {why}"] += 1
     return said
 
-
-# ------------------------------------------------------------------------------------------------ judging
 
 def verdict(query, entry, drop=(), moderate=None):
     """Tell why an answer should not be learned, in a word or two; "" if it should.

@@ -1,13 +1,16 @@
 """Watching a run: loss by source and strategy, held-out loss, whether answers end, spikes, and trackers that others wrote."""
 
+import re
 import statistics
 from collections import Counter
 from contextlib import AbstractContextManager
+from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 
-from orcalab import attention, chatml, loss, packing
+from orcalab import attention, chatml, loss, packing, ranks
 
 
 def by_tag(prepared, members, packed, losses):
@@ -31,6 +34,17 @@ def by_tag(prepared, members, packed, losses):
     return out, per_pack
 
 
+def joined(parts):
+    """Sum the first results of `by_tag` of several processes."""
+    out = {name: Counter() for name in parts[0]}
+    number = {name: Counter() for name in parts[0]}
+    for name in out:
+        for key, (loss, targets) in (x for p in parts for x in p[name].items()):
+            out[name][key] += loss
+            number[name][key] += targets
+    return {name: {k: [round(out[name][k], 4), number[name][k]] for k in sorted(number[name])} for name in out}
+
+
 def look(model, prepared, tokenizer, cfg, kind, asked=4, longest=256):
     """Look at the held-out examples, changing nothing: their loss, and whether the model's own answers end.
 
@@ -40,21 +54,22 @@ def look(model, prepared, tokenizer, cfg, kind, asked=4, longest=256):
     device, model = next(model.parameters()).device, model.eval()
     held, total, targets = prepared.held_out, 0.0, 0
     lengths = [len(prepared.examples[int(i)][0]) for i in held]
-    for members in packing.best_fit(lengths, cfg.seq_len):
+    packs, world = list(packing.best_fit(lengths, cfg.seq_len)), ranks.world()
+    for at in range(ranks.rank(), -(-len(packs) // world) * world, world):  # each has as many, since they gather weights together
+        members = packs[min(at, len(packs) - 1)]
         packed = packing.pack([prepared.examples[int(held[i])] for i in members], [list(range(len(members)))], cfg.seq_len, prepared.card["pad_id"])
         ids, position, labels, apart = attention.batch_of(packed, [0], device, kind)
         with torch.no_grad():
-            total += loss.loss_sum(model, ids, position, apart, labels)[0].item()
-        targets += packed.num_targets
+            lost = loss.loss_sum(model, ids, position, apart, labels)[0].item()
+        total, targets = total + lost * (at < len(packs)), targets + packed.num_targets * (at < len(packs))
+    total, targets = map(sum, zip(*ranks.every((total, targets))))
     ends, said = sorted({chatml.marks(tokenizer)[-1], tokenizer.eos_token_id}), []
     model.set_attn_implementation("sdpa")
-    with torch.no_grad():
-        for i in held[:asked]:
-            ids, mask = prepared.examples[int(i)]
-            if first := int(np.argmax(mask)):
-                prompt = torch.tensor([ids[:first].tolist()], device=device)
-                out = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=longest, do_sample=False, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
-                said.append(out[0, first:].tolist())
+    with torch.no_grad(), ranks.gathered(model):
+        for talk in islice((r.messages for r in (prepared.rows[int(i)] for i in held) if r.messages), asked):  # plain text has no end
+            prompt = torch.tensor([chatml.encode(talk[:-1], tokenizer, reply=True)[0]], device=device)
+            out = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=longest, do_sample=False, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
+            said.append(out[0, prompt.shape[1]:].tolist())
     attention.isolate(model, kind).train()
     return {"held_out": total / targets, "stops": sum(s[-1] in ends for s in said) / max(1, len(said)), "answer": tokenizer.decode(said[0]) if said else ""}
 
@@ -97,6 +112,11 @@ class Tracker(AbstractContextManager):
             elif self.kind == "trackio":
                 import trackio
                 self.to = trackio.init(project="orcalab", name=cfg.name, config=cfg.settings)
+            elif self.kind == "mlflow":
+                import mlflow
+                mlflow.start_run(run_name=cfg.name)  # in a job of AzureML its own run, whose metrics a sweep compares
+                mlflow.log_params({k: v for k, v in cfg.settings.items() if v != ""})
+                self.to = SimpleNamespace(log=lambda numbers, step: mlflow.log_metrics({re.sub(r"[^\w. -]", "_", k): v for k, v in numbers.items()}, step), finish=mlflow.end_run)
         except ImportError:
             raise ValueError(f"track is {self.kind!r}, which is not installed: pip install {self.kind}") from None
 

@@ -267,7 +267,7 @@ def test_a_stage_goes_on_with_the_adapter_of_the_one_before(tied, method, tmp_pa
     want = adapter.logits(one, tok)
     adapter.finish(tmp_path / "one", one, tok, cfg)
     note = read_json(tmp_path / "one/adapter/orcalab.json")
-    assert note == {"base": tied, "digest": models.weights_digest(tied), "method": method, "lora_rank": 4, "lora_alpha": 8.0, "lora_on": "layers",
+    assert note == {"base": tied, "digest": models.weights_digest(tied), "rope": "", "method": method, "lora_rank": 4, "lora_alpha": 8.0, "lora_on": "layers",
                     "vocabulary": 260, "tokenizer": chatml.fingerprint(tok), "template": "chatml"}
     start = str(tmp_path / "one/model")
     two, tok, origin = adapter.load(config(method, name="two", lora_dropout=0.1, lr=1e-5), start, BF16, "cpu")

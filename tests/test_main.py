@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 import orcalab
-from orcalab import __main__ as cli, chatml, config, endpoint, exam, execute, families, model, procedural, recipes, report
+from orcalab import __main__ as cli, chatml, config, endpoint, exam, execute, families, model, procedural, recipes, report, sweep
 
 KEPT = {"name", "stages", "tasks", "mixes", "doc", "start"}  # fields that a recipe sets and nobody else
 
@@ -22,7 +22,7 @@ def test_help_lists_every_verb_and_every_setting(capsys):
         assert said == cli.usage() + "\n"
     for verb in cli.VERBS:
         assert f"\n  {verb} " in said
-    for f in {f for c in (config.Config, config.Recipe, endpoint.Teacher, exam.Exam) for f in fields(c)}:
+    for f in {f for c in (config.Config, config.Recipe, endpoint.Teacher, exam.Exam, sweep.Sweep) for f in fields(c)}:
         assert (f"\n  --{f.name} " in said) == (f.name not in KEPT - {"tasks"})  # of a recipe no flag sets them; benchmarks have it, too
     assert "--recipe    name of the recipe: laptop or ablation or smoke" in said and config.help_of(config.Config)["seq_len"] in said
 
@@ -98,11 +98,11 @@ def test_knobs_are_the_names_of_the_tagged_cell(tmp_path):
               "source": ["# knobs\n", "recipe = \"laptop\"  # name of the recipe\n", "\n", "lr = None  # peak\n", "# x = 1\n"]}]
     path = tmp_path / "00_tour.ipynb"
     path.write_text(json.dumps({"cells": cells}))
-    assert cli.knobs(path) == ["recipe", "lr"]
+    assert execute.knobs(path) == ["recipe", "lr"]
     for c in cells:
         c["source"] = "".join(c["source"])  # a notebook may hold a cell as one string, too
     path.write_text(json.dumps({"cells": cells}))
-    assert cli.knobs(path) == ["recipe", "lr"]
+    assert execute.knobs(path) == ["recipe", "lr"]
 
 
 def test_run_refuses_a_knob_that_no_notebook_has(capsys, tmp_path):

@@ -135,3 +135,10 @@ def test_the_block_on_benchmarks_is_what_was_recorded():
     assert README.count(bench.block(made)) == 1 and bench.put(README, made) == README
     assert {(s["student"], s["system"]) for s in made["scores"]} == {(n, m) for n in ("base", "stage3_gpt4") for m in ("empty", "cautious")}
     assert all(s["questions"] == 50 * len(s["by_task"]) == 500 for s in made["scores"])
+
+
+def test_the_plan_for_the_papers_size_is_what_the_command_prints(capsys):
+    words, block = re.search(r"<!-- plan: orcalab (.*?) -->\n```\n(.*?)\n```", README, re.S).groups()
+    assert cli.main(words.split()) == 0
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert block.splitlines() == printed[printed.index(block.splitlines()[0]):][:len(block.splitlines())] and "the paper's" in block

@@ -125,7 +125,7 @@ def test_an_exported_folder_gives_the_same_ids_without_this_package(llama, plain
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_an_adapter_is_merged_proved_and_exported(small, method, tmp_path, capsys):
-    cfg = SimpleNamespace(name="stage1", method=method, lora_rank=4, lora_alpha=8.0, lora_dropout=0.0, lora_on="layers", template=None)
+    cfg = SimpleNamespace(name="stage1", method=method, lora_rank=4, lora_alpha=8.0, lora_dropout=0.0, lora_on="layers", rope="", template=None)
     model, tokenizer, _ = adapter.load(cfg, str(small), torch.float32, "cpu")
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
