@@ -4,7 +4,7 @@
     python benchmarks/long.py             # the tables of LOG.md, from long.json
 
 Two kinds of text, with the same questions for every student. *Short* ones, of some 1,900 tokens, with a gap in their positions, so that passkeys told before it lie up to 16,384 positions
-back: cheap, so there are ten. *Whole* ones, of some 16,300 tokens without a gap: minutes each, so there are three. The adaptation sees conversations of 1,000 or 2,000 tokens alone, with gaps
+back: cheap, so there are ten. *Whole* ones, of some 16,300 tokens without a gap: minutes each, so there are four, of which the base that is stretched and not trained reads one. The adaptation sees conversations of 1,000 or 2,000 tokens alone, with gaps
 (PoSE): whole texts of that length take too long to train on here.
 """
 
@@ -75,7 +75,7 @@ def short(model, tokenizer, number=10):
     return found
 
 
-def whole(model, tokenizer, number=3):
+def whole(model, tokenizer, number=4):
     """Read whole texts and ask behind them; return (records, the loss of assistants' words in steps of WIDTH positions, a list for each text)."""
     records, losses = [], []
     for n, talk in enumerate(talks(number, tokenizer, 2 * TRAINED - 100, 10, 200, 1.0, 6)):
@@ -91,10 +91,10 @@ def record(folder):
     tokenizer, made = models.load_tokenizer("smollm2-135m"), {"trained": TRAINED, "width": WIDTH, "short": {}, "whole": {}, "loss": {}}
     torch.set_num_threads(1)
     adapted = adapt(folder, tokenizer)
-    for who, source, rope in (("base", "smollm2-135m", ""), ("linear", "smollm2-135m", "linear:2"), ("adapted", adapted, "")):
+    for who, source, rope, number in (("base", "smollm2-135m", "", 4), ("linear", "smollm2-135m", "linear:2", 1), ("adapted", adapted, "", 4)):
         model = models.load(source, torch.bfloat16, rope=rope)[0].eval()
         made["short"][who] = {str(span): r for span, r in short(model, tokenizer).items()}
-        made["whole"][who], made["loss"][who] = whole(model, tokenizer)
+        made["whole"][who], made["loss"][who] = whole(model, tokenizer, number)
     made["training"] = config.read_json(adapted.parent / "results.json")
     RECORD.write_text(json.dumps(made), encoding="utf-8")
 
@@ -112,7 +112,7 @@ def main(*folders):
     lines = [[f"short texts, {span or 'no gap'}", *(cell(made["short"][w][str(span)]) for w in who)] for span in SPANS] + [["whole texts of 2x the length", *(cell(made["whole"][w]) for w in who)]]
     print(show.text_table(lines, ["passkeys found", *(WHO[w] for w in who)]), "\n")
     for what, found in (("short texts, 2x", {w: made["short"][w][str(SPANS[2])] for w in who}), ("whole texts, 2x", {w: made["whole"][w] for w in who})):
-        for other in who[:-1]:
+        for other in (w for w in who[:-1] if len(found[w]) == len(found["adapted"])):
             print(f"{what}: adapted minus {WHO[other]} {points(scores.compare(found['adapted'], found[other]))} points, {len(found['adapted'])} questions")
     steps = range(len(made["loss"][who[0]][0]))
     mean = lambda w, n: np.mean([text[n] for text in made["loss"][w] if n < len(text)])

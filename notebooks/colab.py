@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+LOADED = {m for m in sys.modules if not m.startswith("_")}  # before this script loads anything of others
+
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -48,7 +50,7 @@ def set_up(root):
     subprocess.run([*pip, "--no-deps", "-e", root], check=True)
     sys.path.insert(0, str(root))  # for this kernel, which looked for packages before
     now, homes = installed(), metadata.packages_distributions()
-    changed = {n for n in has if n in now and has[n] != now[n]} & {canonicalize_name(d) for module in list(sys.modules) for d in homes.get(module, ())}
+    changed = {n for n in has if n in now and has[n] != now[n]} & {canonicalize_name(d) for module in LOADED for d in homes.get(module, ())}
     for text in project["dependencies"]:
         if (r := Requirement(text)).name in ITS_OWN[:2] and r.name in now and not r.specifier.contains(now[r.name], prereleases=True):
             print(f"{r.name} is {now[r.name]} here, and the project asks for {text}: some of it may not work")

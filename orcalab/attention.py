@@ -139,7 +139,6 @@ def gathering(work):
     return run
 
 
-@gathering
 def hidden(model, ids, position, apart):
     """Return the last hidden states (tokens, width) of documents laid side by side, kept apart as `batch_of` said."""
     return model.get_decoder()(input_ids=ids[None], position_ids=position[None], use_cache=False, **apart).last_hidden_state[0]

@@ -22,7 +22,7 @@ from orcalab.rows import OnDisk, Row  # noqa: F401
 from orcalab.sources import read  # noqa: F401
 from orcalab.strategies import CAUTIOUS, FINAL, ORCA1, ORCA1_IDS, STRATEGIES, name_of
 
-BUILDER = 4  # raise when the same rows would give other ids or files: it is part of a prepared folder's name
+BUILDER = 5  # raise when the same rows would give other ids or files: it is part of a prepared folder's name
 
 
 class Block(NamedTuple):

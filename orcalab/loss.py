@@ -83,7 +83,7 @@ def loss_sum(model, ids, position, apart, labels, chunk=0):
     Paper: Orca 2, "Training", on loss: only the teacher's tokens are learned.
     """
     at = labels >= 0
-    states, targets, head = hidden.__wrapped__(model, ids, position, apart)[at], labels[at].long(), model.get_output_embeddings()
+    states, targets, head = hidden(model, ids, position, apart)[at], labels[at].long(), model.get_output_embeddings()
     chunk = chunk or (256 if states.device.type == "cpu" else max(1, 2**26 // model.config.vocab_size))
     weights = [p for p in head.parameters() if p.requires_grad and torch.is_grad_enabled()]
     if type(head) is torch.nn.Linear and head.bias is None:

@@ -50,7 +50,7 @@ def preflight(model, prepared, tokenizer, cfg, folder, kind="documents"):
         if spoil is not None:
             ids[:first] = spoil
         with torch.no_grad():
-            states = attention.hidden(model, ids, position, apart)
+            states = attention.gathering(attention.hidden)(model, ids, position, apart)
         with torch.set_grad_enabled(learning):
             total = loss.loss_sum(model, ids, position, apart, labels)[0]
         return total.item(), int((labels >= 0).sum()), states[first:last]

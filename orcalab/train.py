@@ -80,7 +80,7 @@ def _train(cfg, prepared, start, watching, planned):
         model.reshard()  # what answering gathered
     saved = ranks.first(lambda: checkpoint.last(folder, seal))  # one of other inputs is refused before config.json says that this run is theirs
     versions = {p: version(p) for p in ("orcalab", "torch", "transformers")} | {"python": platform.python_version(), "attention": kind, "compile": cfg.compile, "processes": world}
-    if saved and (odd := checkpoint.differences(saved[1].get("versions", versions), versions)):
+    if saved and (odd := checkpoint.differences({"processes": 1, **saved[1].get("versions", versions)}, versions)):
         print(f"{folder} goes on computed in another way ({odd}): losses may differ in their last digits from those of a run in one go", flush=True)
     ranks.first(lambda: write_json(folder / "config.json", {
         **to_json(given), "seal": seal, "origin": origin, "dtype_used": str(dtype), "device_used": device, "attention_used": kind, "planned": planned, "versions": versions}))

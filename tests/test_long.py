@@ -272,13 +272,11 @@ def test_the_record_says_that_passkeys_are_found_at_twice_the_trained_length():
     made = read_json(ROOT / "benchmarks" / "long.json")
     twice = str(2 * made["trained"])
     assert made["trained"] == 8192 and set(made["short"]) == set(made["whole"]) == set(made["loss"]) == {"base", "linear", "adapted"}
-    for found in (made["whole"], {who: spans[twice] for who, spans in made["short"].items()}):
-        for other in ("base", "linear"):
-            gain = scores.compare(found["adapted"], found[other])
-            assert gain["macro"] > 0.4 and gain["low"] > 0
-        assert len({r["group"] for r in found["base"]}) >= 3
-    for texts in made["loss"].values():
-        assert all(len(text) == 16 for text in texts) and len(texts) == 3
+    short = {who: spans[twice] for who, spans in made["short"].items()}
+    for one, other, texts in ((made["whole"]["adapted"], made["whole"]["base"], 4), (short["adapted"], short["base"], 10), (short["adapted"], short["linear"], 10)):
+        gain = scores.compare(one, other)
+        assert gain["macro"] > 0.4 and gain["low"] > 0.1 and len(one) == 40 and len({r["group"] for r in one}) == texts
+    assert {who: [len(text) for text in texts] for who, texts in made["loss"].items()} == {"base": [16] * 4, "linear": [16], "adapted": [16] * 4}
     near_the_end = {who: np.mean([text[-2:] for text in texts]) for who, texts in made["loss"].items()}
     inside = {who: np.mean([text[2:8] for text in texts]) for who, texts in made["loss"].items()}
     assert near_the_end["base"] > inside["base"] + 2 and near_the_end["adapted"] < inside["adapted"] + 0.2

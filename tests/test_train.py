@@ -99,7 +99,7 @@ def test_metrics_and_results_and_config_tell_what_happened(stage):
     assert results["last_loss"] == pytest.approx(sum(r["loss"] for r in rows[-2:]) / 2) and results["steps"] == 5
     card = config.read_json(cfg.folder / "config.json")
     assert card["origin"]["from"] == "tiny-random" and card["seal"]["data"] == prepared.folder.name and card["dtype_used"] == "torch.float32"
-    assert {k: card[k] for k in config.to_json(cfg)} == config.to_json(cfg) and set(card["versions"]) == {"orcalab", "torch", "transformers", "python", "attention", "compile"}
+    assert {k: card[k] for k in config.to_json(cfg)} == config.to_json(cfg) and set(card["versions"]) == {"orcalab", "torch", "transformers", "python", "attention", "compile", "processes"}
     assert not (cfg.folder / "checkpoints").exists()
 
 
