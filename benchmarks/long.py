@@ -6,6 +6,8 @@
 Two kinds of text, with the same questions for every student. *Short* ones, of some 1,900 tokens, with a gap in their positions, so that passkeys told before it lie up to 16,384 positions
 back: cheap, so there are ten. *Whole* ones, of some 16,300 tokens without a gap: minutes each, so there are four, of which the base that is stretched and not trained reads one. The adaptation sees conversations of 1,000 or 2,000 tokens alone, with gaps
 (PoSE): whole texts of that length take too long to train on here.
+
+The record was made while this file was written: texts, questions and settings are these, but the gaps of its training were drawn a pack at a time, and are now drawn an example at a time.
 """
 
 import json

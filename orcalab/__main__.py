@@ -88,7 +88,7 @@ def train(recipe="laptop", stage=None, **given):
         if cfg.start not in ("base", *(s.name for s in stages)) and cfg.start not in rec.finished:
             raise ValueError(f"{cfg.name} starts from {cfg.start}, which is not trained yet: no {rec.stage(cfg.start).folder / 'model'}")
     if rec.base != "tiny-random":
-        models.resolve(rec.base)  # a folder that holds a tokenizer alone is no base
+        ranks.first(lambda: models.resolve(rec.base))  # a folder that holds a tokenizer alone is no base
     ready, tokenizer = [], models.load_tokenizer(rec.base, rec.stages[0].template)
     for cfg in stages:  # every row of every stage is read and proved before anything is trained
         ready.append(open_prepared(ranks.first(lambda: corpus.prepare(rec, cfg, tokenizer).folder)))
@@ -307,7 +307,7 @@ def main(words=None):
             print(orcalab.__version__)
             return 0
         verb = config.choose(words[0], VERBS, "verb")
-        if verb != "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if verb != "train" and "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise ValueError(f"{verb} is no work for several processes: torchrun is for train, and evaluate has --shard")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop ends the notebook too, as Ctrl-C does
         return {"run": run, "train": train, "plan": plan, "prepare": prepare, "evaluate": evaluate, "teach": teach, "choose": choose, "chat": chat, "export": export, "sweep": sweep}[verb](**arguments(words[1:], verb)) or 0

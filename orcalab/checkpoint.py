@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from orcalab import ranks
-from orcalab.config import digest, read_json, write_json
+from orcalab.config import Config, digest, read_json, write_json
 
 TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32",
          torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}  # safetensors' names for them
@@ -163,6 +163,11 @@ def proved(path):
     return state
 
 
+def today(seal):
+    """Return the seal of a run with the settings that did not exist when it was made: they have what is their default."""
+    return {**seal, "config": {**Config().settings, **seal["config"]}} if isinstance(seal, dict) and "config" in seal else seal
+
+
 def differences(was, now, name="seal"):
     """Say where two nested dictionaries differ; empty if nowhere.
 
@@ -192,7 +197,7 @@ def last(folder, seal, best=False):
             path.replace(aside)
             print(f"{path} is passed over: {e}; it is now {aside.name}", flush=True)
             continue
-        if odd := differences(state["note"].get("seal"), json.loads(json.dumps(seal))):
+        if odd := differences(today(state["note"].get("seal")), json.loads(json.dumps(seal))):
             raise ValueError(f"{path} belongs to a run with other inputs ({odd}); choose another out, or delete that folder")
         return path if "shards" in state or ranks.world() > 1 else load_file(path / "state.safetensors"), state["note"]
     return None

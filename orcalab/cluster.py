@@ -23,7 +23,8 @@ def share(cfg, world):
     packs = cfg.packs_per_step // world
     batch = min(cfg.batch_size, packs)
     if cfg.packs_per_step % world or packs % batch:
-        raise ValueError(f"{cfg.name} has {cfg.accum} x {cfg.batch_size} packs in a step, which {world} processes cannot share evenly: choose accum {max(1, round(cfg.accum / world)) * world}")
+        raise ValueError(f"{cfg.name} has {cfg.accum} x {cfg.batch_size} packs in a step, which {world} processes cannot share evenly: "
+                         + (f"choose batch_size {world}" if cfg.update == "backward" else f"choose accum {max(1, round(cfg.accum / world)) * world}"))
     for field, fits in (("method", ("full",)), ("optimizer", ("adamw", "adamw_bf16", "adamw_bf16_sr")), ("offload", ("nothing",))) if world > 1 else ():
         if (value := getattr(cfg, field)) not in fits:
             raise ValueError(f"{cfg.name} has {field} {value!r}, which one process trains alone; for {world}, choose {' or '.join(map(repr, fits))}")

@@ -110,7 +110,7 @@ class Config:
     packing: str = "best_fit"  # how examples are put in packs, best_fit, shuffle_partition, or none (one a pack, padded)
     too_long: str = "drop"  # what happens to an example longer than seq_len, drop / cut_prompt / error
     batch_size: int = 1  # packs in one forward pass
-    accum: int = 1  # forward passes in one step
+    accum: int = 1  # forward passes in one step, of all processes together
     steps: int = 40  # optimizer updates, 0 for as many as the epochs take
     epochs: int = 0  # passes over the rows, if steps is 0
     lr: float = 3e-4  # peak learning rate

@@ -225,6 +225,7 @@ def memory(cfg, shape, batch, dtype="bf16", cpu=False, world=1):
                {"activations": max(0, waiting - (state if again else whole)) + first, "temporary": between, "gradients": before, "gathered": at_work},
                {"activations": one + many * (state if again else whole), "temporary": between, "gradients": max(0, gradients - not_yet), "gathered": at_work},
                {"gradients": gradients, "gathered": back * outside + many * max(table + last_share * (passes > 1), b * outside - last_share * (passes == 1))},
+               {"gathered": many * bool(cfg.eval_every) * b * shape.weights},  # at a look, where answers are asked
                {"temporary": max(passing, table * (shape.tied and not many or not full)), "gradients": gradients})
     peak = {**kept, **max(moments, key=lambda m: sum(m.values()))}
     return {k: peak[k] for k in KINDS if peak.get(k)}
@@ -272,7 +273,8 @@ def fits(cfg, planned, device):
 
     Args:    planned: what `forecast` returned.  device: as there; "cpu" and "cuda" look at what is free now.
     """
-    have, cpu, world = room(device), planned["device"] == "cpu", planned["world"]
+    cpu, world = planned["device"] == "cpu", planned["world"]
+    have = room(device) / (planned["many"][1] if cpu else 1)  # processes on a CPU share its memory
     if planned["peak_gib"] <= have:
         return ""
     text = f"{cfg.name} needs {planned['peak_gib']:.1f} GiB at its peak, and {planned['device']} has {have:.1f}"

@@ -28,7 +28,7 @@ def turns(name, number, ask=False):
 def talk(rows, tokenizer, tokens, names=(), seed=0, share=1.0, asked=False):
     """Join rows to a conversation of at most so many tokens under the first one's system message, and tell passkeys in it; return a Talk.
 
-    Args:    rows: an iterator of dressed Rows, of which as many are taken as fit.
+    Args:    rows: an iterator of dressed Rows, of which as many are taken as fit, but at least one.
              names: whose passkeys are told, at even distances in the first `share` of it.  asked: whether it ends with questions for them, and answers, in another order.
     """
     rng, encoder = Random(seed), chatml.encoder(tokenizer)

@@ -35,7 +35,11 @@ def smollm2():
         folder = Path(side, "model")
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(**at).save_pretrained(folder)
-        folder.replace(target)
+        try:
+            folder.replace(target)
+        except OSError:  # another process made it meanwhile
+            if not (target / "model.safetensors").exists():
+                raise
     return target
 
 

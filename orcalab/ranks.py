@@ -15,14 +15,16 @@ import torch.distributed as dist
 
 from orcalab import model as models
 
-PATIENCE = timedelta(hours=24)  # how long ranks wait for each other, as while the first prepares the rows; a process that ends, ends all at once
+PATIENCE = timedelta(hours=2)  # how long ranks wait for each other, as while the first prepares the rows; a process that ends, ends all of its machine at once
 
 
 def begin(device="auto"):
     """Join the processes that torchrun started, if it did; each takes the GPU of its number, or the CPU. Return this one's rank."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+    if "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         if models.pick(device)[0] == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            if (number := int(os.environ["LOCAL_RANK"])) >= torch.cuda.device_count():
+                raise ValueError(f"there are more processes than GPUs on this machine ({torch.cuda.device_count()}): start as many, with --nproc_per_node")
+            torch.cuda.set_device(number)
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     return rank()
 
@@ -49,8 +51,8 @@ def gone():
         yield
     except RuntimeError as e:
         if world() > 1 and re.search(r"gloo|nccl|peer|connection|broken pipe|socket", str(e), re.I):
-            raise ConnectionError(f"rank {rank()} of {world()} lost another one, which was killed or failed (what it said, if anything, stands above): "
-                                  "the same command goes on from the last whole checkpoint") from e
+            raise ConnectionError(f"rank {rank()} of {world()} lost another one, which was killed or failed (what it said, if anything, stands above; here: "
+                                  f"{str(e).splitlines()[0][:200]}). If it was killed, the same command goes on from the last whole checkpoint") from e
         raise
 
 
@@ -64,30 +66,24 @@ def every(value):
 
 def first(work):
     """Let the first rank do `work`, and return what it returned, in all; an error there is an error in all."""
-    if world() == 1:
-        return work()
-    said = [None, None]
-    if rank() == 0:
-        try:
-            said[0] = work()
-        except Exception as e:  # the others wait
-            said[1] = e
-    dist.broadcast_object_list(said)
-    if said[1] is not None:
-        raise said[1]
-    return said[0]
+    return together(lambda: work() if rank() == 0 else None)[0]
 
 
 def together(work):
-    """Do `work` in each rank; return what all returned, in their order. An error in one is an error in all."""
+    """Do `work` in each rank; return what all returned, in their order. An error in one is an error in all, which the others tell by kind and text."""
+    if world() == 1:
+        return [work()]
+    mine, error = (None, None), None
     try:
         mine = work(), None
-    except Exception as e:
-        mine = None, e
+    except Exception as e:  # the others wait
+        error, mine = e, (None, (next(k for k in (OSError, ValueError, RuntimeError, Exception) if isinstance(e, k)), str(e)))
     said = every(mine)
-    for _, error in said:
-        if error is not None:
-            raise error
+    if error is not None:
+        raise error
+    for _, other in said:
+        if other is not None:
+            raise other[0](other[1])
     return [value for value, _ in said]
 
 
@@ -178,10 +174,12 @@ def gathered(model):
     parts = [m for m in model.modules() if hasattr(m, "set_reshard_after_forward")]
     for m in parts:
         m.set_reshard_after_forward(False, recurse=False)
-    yield
-    for m in parts:
-        m.set_reshard_after_forward(m is not model, recurse=False)
-        m.reshard()
+    try:
+        yield
+    finally:
+        for m in parts:
+            m.set_reshard_after_forward(m is not model, recurse=False)
+            m.reshard()
 
 
 def whole(model):
@@ -193,7 +191,7 @@ def whole(model):
             state[name] = full.cpu()
     if rank() == 0:
         plain = models.empty(model.config, next(model.parameters()).dtype)
-        plain.load_state_dict(state, strict=False, assign=True)
+        plain.load_state_dict(state, strict=not model.config.tie_word_embeddings, assign=True)
         plain.tie_weights()
         plain.generation_config = model.generation_config
         return plain

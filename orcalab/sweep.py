@@ -110,11 +110,15 @@ def places(at_once):
     return [{**threads, **os.environ, **own, "PYTHONUNBUFFERED": "1"} for own in dealt]
 
 
+def said(out):
+    """Return the last line of a run's log."""
+    return next((line for line in reversed((out / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()) if line.strip()), "")[:300]
+
+
 def work(outs, at_once):
     """Do runs, `at_once` at a time, each in a process of its own, which Ctrl-C and SIGTERM end, too."""
-    waiting, free, running, begun = [out for out in outs if not done(out)], places(at_once), {}, time.time()
-    before = len(outs) - len(waiting)
-    print(f"{len(outs)} runs, {at_once} at a time; {before} done before", flush=True)
+    waiting, free, running, took, told = [out for out in outs if not done(out)], places(at_once), {}, [], time.time()
+    print(f"{len(outs)} runs, {at_once} at a time; {len(outs) - len(waiting)} done before; each writes its log.txt", flush=True)
     try:
         while waiting or running:
             while waiting and free:
@@ -123,12 +127,17 @@ def work(outs, at_once):
                 with open(out / "log.txt", "ab") as log:
                     running[out] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=place), place, time.time()
             time.sleep(0.1)
+            if time.time() - told > 60:
+                told = time.time()
+                print(*(f"    {out.name}: {said(out)}" for out in running), sep="\n", flush=True)
             for out in [out for out, (job, *_) in running.items() if job.poll() is not None]:
                 job, place, since = running.pop(out)
                 free.append(place)
-                ended = len(outs) - len(waiting) - len(running)
-                left = (time.time() - begun) / (ended - before) * (len(outs) - ended)
-                print(f"[{ended}/{len(outs)}] {out.name} {'FAILED after ' * bool(job.returncode)}{clock(time.time() - since)}, about {clock(left)} left", flush=True)
+                took.append(time.time() - since)
+                mean = sum(took) / len(took)
+                left = mean * len(waiting) / at_once + max((max(0, mean - time.time() + start) for _, _, start in running.values()), default=0)
+                why = f" ({out / 'log.txt'}: {said(out)})" if job.returncode else ""
+                print(f"[{len(outs) - len(waiting) - len(running)}/{len(outs)}] {out.name} {'FAILED after ' * bool(why)}{clock(took[-1])}, about {clock(left)} left{why}", flush=True)
     finally:
         for job, *_ in running.values():
             job.terminate()

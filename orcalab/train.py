@@ -1,5 +1,6 @@
 """Training, one page: set up, look before the leap, then the loop, from packs to metrics.jsonl, checkpoints and a model."""
 
+import gc
 import json
 import math
 import os
@@ -51,14 +52,15 @@ def _train(cfg, prepared, start, watching, planned):
     seal = {"config": cfg.settings, "data": prepared.folder.name, "tokenizer": prepared.card["made_of"]["tokenizer"],
             "weights": ranks.first(lambda: models.weights_digest(start)), "dtype_used": str(dtype), **(adapter.stands_on(cfg, start) if cfg.method != "full" else {})}
     seal = json.loads(json.dumps(seal))  # what the run depends on: if any of it changed, it does not go on
-    if (folder / "config.json").exists() and (old := read_json(folder / "config.json")["seal"]) != seal:
+    if (folder / "config.json").exists() and (old := checkpoint.today(read_json(folder / "config.json")["seal"])) != seal:
         raise ValueError(f"{folder} holds a run with other inputs ({checkpoint.differences(old, seal)}); choose another out, or delete that folder")
     if ranks.first(lambda: cfg.finished):
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # which a kill at the very end left
         return read_json(folder / "results.json")
     given, cfg = cfg, replace(cfg, steps=prepared.steps)  # what epochs came to
     kind, shape, peak_rate = attention.kind_of(cfg, device, dtype), forecast.shape_of(start, cfg.template), forecast.rate(device, dtype)
-    planned |= forecast.forecast(cfg, shape, prepared, device, many=ranks.nodes())
+    gc.collect()  # a sharded model of the stage before holds on to itself
+    planned |= ranks.first(lambda: forecast.forecast(cfg, shape, prepared, device, many=ranks.nodes()))  # which reads the masks of all rows
     room_for(cfg, planned, shape, device)
     tracker = watch.Tracker(cfg if lead else replace(cfg, track=""))
     if device == "cuda":

@@ -116,7 +116,7 @@ class Tracker(AbstractContextManager):
                 import mlflow
                 mlflow.start_run(run_name=cfg.name)  # in a job of AzureML its own run, whose metrics a sweep compares
                 mlflow.log_params({k: v for k, v in cfg.settings.items() if v != ""})
-                self.to = SimpleNamespace(log=lambda numbers, step: mlflow.log_metrics({re.sub(r"[^\w. -]", "_", k): v for k, v in numbers.items()}, step), finish=mlflow.end_run)
+                self.to = SimpleNamespace(log=lambda numbers, step: mlflow.log_metrics({re.sub(r"[^\w. -]", "_", k): v for k, v in numbers.items()}, step), finish=lambda status="FINISHED": mlflow.end_run(status))
         except ImportError:
             raise ValueError(f"track is {self.kind!r}, which is not installed: pip install {self.kind}") from None
 
@@ -131,4 +131,4 @@ class Tracker(AbstractContextManager):
 
     def __exit__(self, *error):
         if self.to is not None:
-            self.to.close() if self.kind == "tensorboard" else self.to.finish()
+            self.to.close() if self.kind == "tensorboard" else self.to.finish("FAILED") if self.kind == "mlflow" and error[0] else self.to.finish()

@@ -293,7 +293,7 @@ def test_the_experiment_itself_runs_and_its_tables_are_printed(tmp_path, monkeyp
     made.taught(tmp_path / "talks.jsonl", tokenizer, 4)
     monkeypatch.setattr(made, "TRAINED", 1000)
     monkeypatch.setattr(made, "SPANS", (0, 3000))
-    monkeypatch.setattr(made, "stage", lambda folder: (rec, config.change(cfg, base="tiny-random", steps=1, out=str(tmp_path))))
+    monkeypatch.setattr(made, "stage", lambda folder: (rec, config.change(cfg, base="tiny-random", steps=1, too_long="drop", out=str(tmp_path))))
     found = made.short(model.eval(), tokenizer, 1)
     assert {s: len(r) for s, r in found.items()} == {0: 4, 3000: 4} and [r["question"] for r in found[0]] == [r["question"] for r in found[3000]]
     records, losses = made.whole(model, tokenizer, 1)

@@ -86,8 +86,7 @@ def broken(tmp_path_factory):
 def test_a_killed_process_ends_the_job_with_a_clear_message(broken):
     _, code, err = broken
     assert code != 0
-    assert "rank 0 of 2 lost another one" in err or "stopped; the same command goes on" in err, err
-    assert "orcalab: " in err and "the same command goes on from the last whole checkpoint" in err
+    assert "orcalab: rank 0 of 2 lost another one" in err and "If it was killed, the same command goes on from the last whole checkpoint" in err
 
 
 @pytest.mark.parametrize("number", [2, 4, 1])
@@ -130,7 +129,12 @@ def test_settings_that_several_processes_share_or_refuse(tmp_path):
         both = [lines(tmp_path / n / name) for n in ("one", "two")]
         off = max(abs(a["loss"] - b["loss"]) for a, b in zip(*both))
         print(name, off, [round(x["lost_updates"], 4) for x in both[1]], max(abs(a["grad_norm"] / b["grad_norm"] - 1) for a, b in zip(*both)))
-        assert off < (1e-5 if changes["dtype"] == "fp32" else 0.01) and len(both[1]) == 6
+        exact = changes["dtype"] == "fp32"
+        assert off < (1e-5 if exact else 0.002) and len(both[1]) == 6
+        for a, b in zip(*both):
+            assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-5 if exact else 0.003)  # Adam hardly sees the scale of gradients, and the losses would not tell
+        mine, theirs = (load_file(tmp_path / n / name / "stage1_flan" / "model" / "model.safetensors") for n in ("two", "one"))
+        assert mine.keys() == theirs.keys() and all(mine[n].dtype == theirs[n].dtype and (mine[n] - theirs[n]).abs().max() < 0.002 for n in mine)
         from transformers import AutoModelForCausalLM
         saved = AutoModelForCausalLM.from_pretrained(tmp_path / "two" / name / "stage1_flan" / "model")
         assert type(saved).__name__ == "LlamaForCausalLM" and saved.config.architectures == ["LlamaForCausalLM"]
@@ -159,6 +163,17 @@ def test_a_shard_that_is_not_what_was_written_is_passed_over(broken, tmp_path, c
     assert checkpoint.last(folder, seal) is None and f"{files[0]} cannot be read" in capsys.readouterr().out
 
 
+def test_a_run_of_an_older_version_is_not_refused_for_settings_that_it_could_not_have(one, tmp_path, capsys):
+    """Its seal lacks them; they count as what is their default, and no other value."""
+    shutil.copytree(one, tmp_path / "run")
+    path = tmp_path / "run" / "stage1_flan" / "config.json"
+    card = json.loads(path.read_text())
+    del card["seal"]["config"]["reduce"], card["seal"]["config"]["rope"], card["reduce"], card["rope"]
+    path.write_text(json.dumps(card))
+    assert main(list(map(str, [*RUN, "--out", tmp_path / "run"]))) == 0 and "trained already" in capsys.readouterr().out
+    assert main(list(map(str, [*RUN, "--rope", "linear:2", "--out", tmp_path / "run"]))) == 2 and "rope: '' -> 'linear:2'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("of", [1, 2, 4, 8])
 def test_every_process_has_as_much_to_do(of):
     rng, total, worst = random.Random(of), 0, 0
@@ -175,4 +190,5 @@ def test_every_process_has_as_much_to_do(of):
 
 def test_other_verbs_are_no_work_for_several_processes(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     assert main(["plan", "--recipe", "smoke"]) == 2 and "torchrun is for train" in capsys.readouterr().err

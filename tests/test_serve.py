@@ -346,6 +346,7 @@ def servers_python():
                 pytest.skip("the package index cannot be reached, which AzureML's server and MLflow come from")
             assert job.returncode == 0, job.stderr
             own = next(folder.glob("lib/python*/site-packages"))
+            (own / "azure" / "monitor" / "opentelemetry" / "__init__.py").touch()  # else a newer package of ours with that name hides theirs
             (own / "zz_ours.pth").write_text(ours)  # what a .pth file names comes behind the environment's own packages
             ready.touch()
     return python

@@ -311,7 +311,7 @@ def test_a_run_that_fails_ends_no_other_and_is_told_at_the_end(begin, tmp_path):
     job = begin(tmp_path / "sweep", *words)
     told, bad = job.communicate()[0], next((tmp_path / "sweep").glob("rows-broken*"))
     assert job.returncode == 1 and finished(tmp_path / "sweep") == {n.name for n in (tmp_path / "sweep").glob("rows-rows*")}
-    assert re.search(rf"^\[1/2\] {bad.name} FAILED after \d:\d\d, about \d+:\d\d left$", told, re.M) and re.search(r"^\[2/2\] rows-rows.jsonl-\w{6} \d", told, re.M)
+    assert re.search(rf"^\[1/2\] {bad.name} FAILED after \d:\d\d, about \d+:\d\d left \(.*log.txt: orcalab: .*broken.jsonl:1: not JSON", told, re.M) and re.search(r"^\[2/2\] rows-rows.jsonl-\w{6} \d", told, re.M)
     assert f"{bad.name} is not done: orcalab: {tmp_path / 'broken.jsonl'}:1: not JSON" in told
     (tmp_path / "broken.jsonl").write_text((tmp_path / "rows.jsonl").read_text())
     job = begin(tmp_path / "sweep", *words)
