@@ -296,6 +296,11 @@ def sweep(status="", **given):
     return int(any(out.name in missing for out in asked))
 
 
+def several():
+    """Tell whether torchrun, or who sets what it sets, started more than one process."""
+    return "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
 def main(words=None):
     """Run the command line; a mistake of the user's ends in one line and exit status 2."""
     words = sys.argv[1:] if words is None else words
@@ -307,7 +312,7 @@ def main(words=None):
             print(orcalab.__version__)
             return 0
         verb = config.choose(words[0], VERBS, "verb")
-        if verb != "train" and "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if verb != "train" and several():
             raise ValueError(f"{verb} is no work for several processes: torchrun is for train, and evaluate has --shard")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop ends the notebook too, as Ctrl-C does
         return {"run": run, "train": train, "plan": plan, "prepare": prepare, "evaluate": evaluate, "teach": teach, "choose": choose, "chat": chat, "export": export, "sweep": sweep}[verb](**arguments(words[1:], verb)) or 0
@@ -318,6 +323,9 @@ def main(words=None):
         print(f"orcalab: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        if several():
+            print(f"orcalab: rank {os.environ['RANK']} stops, for another process ended or the job was to end: the same command goes on from the last whole checkpoint", file=sys.stderr)
+            return 130
         print("\nstopped; the same command goes on from what is kept (checkpoints, answers), if there is anything yet", file=sys.stderr)
         return 130
 

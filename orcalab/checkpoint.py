@@ -163,9 +163,12 @@ def proved(path):
     return state
 
 
-def today(seal):
-    """Return the seal of a run with the settings that did not exist when it was made: they have what is their default."""
-    return {**seal, "config": {**Config().settings, **seal["config"]}} if isinstance(seal, dict) and "config" in seal else seal
+def today(was, now):
+    """Return a run's seal with the settings that did not exist when it was made, as far as they have their default now."""
+    if not (was and now and "config" in was and "config" in now):
+        return was
+    same = {k: v for k, v in now["config"].items() if Config().settings.get(k) == v}
+    return {**was, "config": {**same, **was["config"]}}
 
 
 def differences(was, now, name="seal"):
@@ -197,7 +200,8 @@ def last(folder, seal, best=False):
             path.replace(aside)
             print(f"{path} is passed over: {e}; it is now {aside.name}", flush=True)
             continue
-        if odd := differences(today(state["note"].get("seal")), json.loads(json.dumps(seal))):
+        seal = json.loads(json.dumps(seal))
+        if odd := differences(today(state["note"].get("seal"), seal), seal):
             raise ValueError(f"{path} belongs to a run with other inputs ({odd}); choose another out, or delete that folder")
         return path if "shards" in state or ranks.world() > 1 else load_file(path / "state.safetensors"), state["note"]
     return None

@@ -34,7 +34,7 @@ CHOICES = {
     "offload": ("nothing", "optimizer", "activations", "both"), "attention": ("auto", "varlen", "flex", "documents"), "reduce": ("fp32", "bf16"), "compile": ("auto", "yes", "no"),
     "final": ("last", "best"), "track": ("", "tensorboard", "trackio", "wandb", "mlflow"),
 }
-LEAST = {"seq_len": 8, "timeout": 0.001} | dict.fromkeys(("batch_size", "accum", "save_every", "keep", "lora_rank", "max_tokens", "concurrency", "at_once", "questions", "grid", "max_new_tokens", "eval_batch"), 1)  # 0 for all other numbers
+LEAST = {"seq_len": 8, "timeout": 0.001, "temperature": -1} | dict.fromkeys(("batch_size", "accum", "save_every", "keep", "lora_rank", "max_tokens", "concurrency", "at_once", "questions", "grid", "max_new_tokens", "eval_batch"), 1)  # 0 for all other numbers
 ROW = 758  # tokens of an example where nothing is known: Orca 1 packs 2.7 of them into 2,048
 ROPES = ("linear", "dynamic", "yarn", "llama3")  # of transformers' RoPE types those that need nothing but a factor; longrope needs one for each frequency, found by a search
 BASES = ("smollm2-135m", "tiny-random", "llama-standin")  # base models known by name (the last is a tokenizer alone); others are hub ids or folders

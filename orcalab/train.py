@@ -52,7 +52,7 @@ def _train(cfg, prepared, start, watching, planned):
     seal = {"config": cfg.settings, "data": prepared.folder.name, "tokenizer": prepared.card["made_of"]["tokenizer"],
             "weights": ranks.first(lambda: models.weights_digest(start)), "dtype_used": str(dtype), **(adapter.stands_on(cfg, start) if cfg.method != "full" else {})}
     seal = json.loads(json.dumps(seal))  # what the run depends on: if any of it changed, it does not go on
-    if (folder / "config.json").exists() and (old := checkpoint.today(read_json(folder / "config.json")["seal"])) != seal:
+    if (folder / "config.json").exists() and (old := checkpoint.today(read_json(folder / "config.json")["seal"], seal)) != seal:
         raise ValueError(f"{folder} holds a run with other inputs ({checkpoint.differences(old, seal)}); choose another out, or delete that folder")
     if ranks.first(lambda: cfg.finished):
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # which a kill at the very end left
