@@ -34,7 +34,10 @@ CHOICES = {
     "offload": ("nothing", "optimizer", "activations", "both"), "attention": ("auto", "varlen", "flex", "documents"), "reduce": ("fp32", "bf16"), "compile": ("auto", "yes", "no"),
     "final": ("last", "best"), "track": ("", "tensorboard", "trackio", "wandb", "mlflow"),
 }
-LEAST = {"seq_len": 8, "timeout": 0.001, "temperature": -1} | dict.fromkeys(("batch_size", "accum", "save_every", "keep", "lora_rank", "max_tokens", "concurrency", "at_once", "questions", "grid", "max_new_tokens", "eval_batch"), 1)  # 0 for all other numbers
+LEAST = {"seq_len": 8, "timeout": 0.001} | dict.fromkeys((
+    "steps epochs size cap merge chunk validation max_validation warmup lora_alpha lora_dropout recompute held_out eval_every spike lr clip few_shot weight_decay seed processes first "
+    "requests_a_minute tokens_a_minute retries price_in price_out budget token_budget").split(), 0) | dict.fromkeys((
+    "batch_size accum save_every keep lora_rank max_tokens concurrency at_once questions grid max_new_tokens eval_batch").split(), 1)
 ROW = 758  # tokens of an example where nothing is known: Orca 1 packs 2.7 of them into 2,048
 ROPES = ("linear", "dynamic", "yarn", "llama3")  # of transformers' RoPE types those that need nothing but a factor; longrope needs one for each frequency, found by a search
 BASES = ("smollm2-135m", "tiny-random", "llama-standin")  # base models known by name (the last is a tokenizer alone); others are hub ids or folders
@@ -274,10 +277,9 @@ def check(cfg):
         object.__setattr__(cfg, f.name, _coerce(type(cfg), f.name, value))
         if f.name in CHOICES and not (isinstance(cfg, Part) and value == ""):
             choose(value, CHOICES[f.name], f.name)
-    for f in fields(cfg):
-        low = -1 if isinstance(cfg, Part) and f.name == "few_shot" else LEAST.get(f.name, 0)
-        if f.type in (int, float) and not low <= getattr(cfg, f.name) < float("inf"):
-            raise ValueError(f"{f.name} must be a number of at least {low}, got {getattr(cfg, f.name)}")
+    for name, low in {**LEAST, **({"few_shot": -1} if isinstance(cfg, Part) else {})}.items():
+        if hasattr(cfg, name) and not low <= getattr(cfg, name) < float("inf"):
+            raise ValueError(f"{name} must be a number of at least {low}, got {getattr(cfg, name)}")
     if hasattr(cfg, "base") and "/" not in cfg.base and not Path(cfg.base).is_dir():
         choose(cfg.base, BASES, "base model")
     if kind := getattr(cfg, "rope", ""):

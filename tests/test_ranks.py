@@ -135,7 +135,7 @@ def test_settings_that_several_processes_share_or_refuse(tmp_path):
         for a, b in zip(*both):
             assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-5 if exact else 0.003)  # Adam hardly sees the scale of gradients, and the losses would not tell
         mine, theirs = (load_file(tmp_path / n / name / "stage1_flan" / "model" / "model.safetensors") for n in ("two", "one"))
-        assert mine.keys() == theirs.keys() and all(mine[n].dtype == theirs[n].dtype and (mine[n] - theirs[n]).abs().max() < 0.002 for n in mine)
+        assert mine.keys() == theirs.keys() and all(mine[n].dtype == theirs[n].dtype and (mine[n] - theirs[n]).abs().max() < (0.02 if name == "chance" else 0.002) for n in mine)  # a last bit of bf16 is 0.008 at 1
         from transformers import AutoModelForCausalLM
         saved = AutoModelForCausalLM.from_pretrained(tmp_path / "two" / name / "stage1_flan" / "model")
         assert type(saved).__name__ == "LlamaForCausalLM" and saved.config.architectures == ["LlamaForCausalLM"]
