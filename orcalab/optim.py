@@ -74,7 +74,7 @@ class Optimizer:
 
     def __init__(self, model, cfg, still=(), exact={}):
         params = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.cfg, self.params, self.weights = cfg, params, {n: ranks.local(p.detach()) for n, p in params.items()}
+        self.cfg, self.params, self.weights = cfg, params, {n: ranks.local(p) for n, p in params.items()}
         self.kind, self.device, fp32 = cfg.optimizer, next(iter(self.weights.values())).device, torch.float32
         self.away = self.device.type == "cuda" and cfg.offload in ("optimizer", "both")
         self.still = {n: [r for w, row in still if w is p for r in ranks.own_row(p, row)] for n, p in params.items()}
@@ -95,7 +95,7 @@ class Optimizer:
         stride = -(-total // SEEN) | 1  # odd, so that every column has its turn
         self.meter = torch.zeros(4, -(-total // stride), device=self.device)  # of what is looked at: gradient, whether it decays, fp32 moments
         for n, p in self.weights.items():
-            self.kept[n] = self._new(p.shape, fp32).copy_(exact.get(n, p).detach()) if self.kind == "adamw" and p.dtype != fp32 else p
+            self.kept[n] = self._new(p.shape, fp32).copy_(exact.get(n, p).detach()) if self.kind == "adamw" and p.dtype != fp32 else p.detach()
             if self.kind == "adamw_8bit" and p.numel() >= SMALL:
                 blocks = (-(-p.numel() // BLOCK),)
                 made = {"state1": (p.shape, torch.uint8), "state2": (p.shape, torch.uint8), "absmax1": (blocks, fp32), "absmax2": (blocks, fp32)}

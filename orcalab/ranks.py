@@ -112,7 +112,7 @@ def share(costs, number, of):
 
 def local(t):
     """Return what this rank holds of a tensor: of a plain one, all."""
-    return t.to_local() if hasattr(t, "to_local") else t
+    return t.detach().to_local() if hasattr(t, "to_local") else t
 
 
 def like(t, p):
