@@ -340,6 +340,6 @@ def test_papermill_leaves_a_run_that_the_sweep_takes_for_its_own(tmp_path, capsy
 def test_a_run_may_be_all_notebooks(begin, tmp_path):
     job = begin(tmp_path, "--over", "lr=2e-4 seed=7", "--verbs", "run")
     told, out = job.communicate()[0], tmp_path / "lr-0.0002_seed-7"
-    assert job.returncode == 0 and re.search(r"^stage3_gpt4  lr-0.0002_seed-7 +\d\.\d{3} ", told, re.M), told
+    assert job.returncode == 0 and re.search(r"^stage3_gpt4 +lr-0.0002_seed-7 +\d\.\d{3} ", told, re.M), told
     assert [p.name for p in sorted((out / "notebooks").iterdir())] == [p.name for p in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))]
     assert all((made := config.read_json(out / s / "config.json"))["lr"] == 2e-4 and made["seed"] == 7 for s in STAGES) and (out / "report.html").exists()
