@@ -123,7 +123,7 @@ def plan(recipe="laptop", stage=None, on="", nodes="", gpus="", **given):
         else:
             ready[cfg.name] = corpus.prepare(rec, cfg, models.load_tokenizer(rec.base, cfg.template))
     on, many = on or "A100-80" * bool(nodes or gpus), (int(nodes or 1), int(gpus or 1))
-    print(forecast.describe(stages, forecast.shape_of(rec.base, stages[0].template), on, ready, rows, many))
+    print(forecast.describe(stages, forecast.shape_of(rec.base, stages[0].template, stages[0].rope), on, ready, rows, many))
     for cfg in stages:
         if cfg.finished and "peak_gib" in (done := config.read_json(cfg.folder / "results.json")):
             print(f"{cfg.name} is trained: {done['peak_gib']:.2f} GiB at its peak, {done['planned_gib']:.2f} were planned; {done['seconds'] / 3600:.2f} hours")

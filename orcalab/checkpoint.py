@@ -92,7 +92,8 @@ def save(folder, step, tensors, note, keep=2, best=False):
         side.mkdir(parents=True)
 
     def end():
-        state = {"note": {**note, "step": step}, "best": best, **({"shards": {k: v for f in files for k, v in f.items()}} if ranks.world() > 1 else files[0])}
+        made = {name: of for each in files for name, of in each.items()}
+        state = {"note": {**note, "step": step}, "best": best, **({"shards": made} if ranks.world() > 1 else made["state.safetensors"])}
         write_json(side / "state.json", {**state, "digest": digest(json.loads(json.dumps(state)), 64)})  # of what will be read
         sync(side / "state.json", side)
         side.replace(target)
@@ -112,7 +113,7 @@ def save(folder, step, tensors, note, keep=2, best=False):
 
 
 def write(side, tensors):
-    """Write the tensors that this process has, onto the disk; return {"sha256", "bytes"}, or of several processes that by the name of this one's file."""
+    """Write the tensors that this process has, onto the disk; return {name of its file: {"sha256", "bytes"}}."""
     if ranks.world() == 1:
         file = side / "state.safetensors"
         seal = write_tensors(file, tensors)
@@ -126,8 +127,7 @@ def write(side, tensors):
         with open(file, "rb") as f:
             seal = hashlib.file_digest(f, "sha256").hexdigest()
     sync(file)
-    made = {"sha256": seal, "bytes": file.stat().st_size}
-    return made if ranks.world() == 1 else {file.name: made}
+    return {file.name: {"sha256": seal, "bytes": file.stat().st_size}}
 
 
 def state_of(path):
@@ -167,8 +167,8 @@ def today(was, now):
     """Return a run's seal with the settings that did not exist when it was made, as far as they have their default now."""
     if not (was and now and "config" in was and "config" in now):
         return was
-    same = {k: v for k, v in now["config"].items() if Config().settings.get(k) == v}
-    return {**was, "config": {**same, **was["config"]}}
+    usual = Config().settings
+    return {**was, "config": {k: v for k, v in now["config"].items() if usual.get(k) == v} | was["config"]}
 
 
 def differences(was, now, name="seal"):

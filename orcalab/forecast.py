@@ -58,13 +58,13 @@ class Shape(NamedTuple):
         return self.weights - self.matrices - self.vectors + self.width
 
 
-def shape_of(base, template=None):
-    """Return the Shape of a base model by name, hub id or folder; no weights are loaded.
+def shape_of(base, template=None, rope=""):
+    """Return the Shape of a base model by name, hub id or folder; no weights are loaded. Raise a ValueError if its positions cannot be stretched by `rope`.
 
     >>> shape_of("meta-llama/Llama-2-7b-hf").weights
     6738440192
     """
-    model = models.skeleton(str(base), template)
+    model = models.skeleton(str(base), template, rope)
     c, tables = model.config, models.tables(model)
     inside = [p for p in model.parameters() if all(p is not t for t in tables)]
     matrices = sum(p.numel() for p in inside if p.ndim > 1)

@@ -159,7 +159,7 @@ def load(cfg, start, dtype, device):
     for name, t in [*model.named_parameters(), *model.named_buffers()]:
         value = values[name].detach().to(device) if found else torch.empty(t.shape, dtype=t.dtype, device=device)
         if isinstance(t, torch.nn.Parameter):
-            local(t.detach()).copy_(local(distribute_tensor(value, mesh, t.placements)))
+            local(t).copy_(local(distribute_tensor(value, mesh, t.placements)))
         else:
             dist.broadcast(value, 0)
             t.copy_(value)

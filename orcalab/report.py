@@ -65,12 +65,12 @@ def write_sweep(folder):
     """Write results.json and sweep.html of a sweep from what lies in its runs' folders, whoever left it there; return the page, a table as text, and {run that is not done: its last words}."""
     runs, rows, left = {}, [], {}
     for out in sorted({p.parent for p in folder.glob("*/sweep.json")} | {p.parents[1] for p in folder.glob("*/*/metrics.jsonl")}):
-        plan, log = out / "sweep.json", out / "log.txt"
+        plan = out / "sweep.json"
         runs[out.name] = {"values": config.read_json(plan)["values"] if plan.exists() else {}, "done": sweep.done(out),
                           "stages": {p.parent.name: config.read_json(p) for p in sorted(out.glob("*/results.json")) if (p.parent / "metrics.jsonl").exists()},
                           "scores": [{"student": s, "system": m, **score(r)} for (s, m), r in evaluate.read_answers(out / "answers").items()]}
         if plan.exists() and not runs[out.name]["done"]:
-            left[out.name] = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2] if log.exists() else "not begun"
+            left[out.name] = sweep.said(out) if (out / "log.txt").exists() else "not begun"
     if not runs:
         raise ValueError(f"there is no run in {folder}")
     config.write_json(folder / "results.json", runs)

@@ -166,7 +166,7 @@ def begin(how, source):
     chat = Chat(student, None if how.system == "none" else how.system, how.max_new_tokens, how.temperature, how.top_p, how.seed, how.overflow)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # for the other verbs it is a Ctrl-C, and that ends no conversation
     with suppress(ImportError):
-        import readline  # gives input() its history and editing keys; Windows has its own
+        import readline  # noqa: F401 gives input() its history and editing keys; Windows has its own
     if sys.stdin.isatty():
         print(f"{source} listens; /help says what else can be typed")
     talk(Moderated(chat, moderator) if moderator else chat)

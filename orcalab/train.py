@@ -58,7 +58,7 @@ def _train(cfg, prepared, start, watching, planned):
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # which a kill at the very end left
         return read_json(folder / "results.json")
     given, cfg = cfg, replace(cfg, steps=prepared.steps)  # what epochs came to
-    kind, shape, peak_rate = attention.kind_of(cfg, device, dtype), forecast.shape_of(start, cfg.template), forecast.rate(device, dtype)
+    kind, shape, peak_rate = attention.kind_of(cfg, device, dtype), forecast.shape_of(start, cfg.template, cfg.rope), forecast.rate(device, dtype)
     gc.collect()  # a sharded model of the stage before holds on to itself
     planned |= ranks.first(lambda: forecast.forecast(cfg, shape, prepared, device, many=ranks.nodes()))  # which reads the masks of all rows
     room_for(cfg, planned, shape, device)

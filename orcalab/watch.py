@@ -4,6 +4,7 @@ import re
 import statistics
 from collections import Counter
 from contextlib import AbstractContextManager
+from importlib import import_module
 from itertools import islice
 from types import SimpleNamespace
 
@@ -36,13 +37,9 @@ def by_tag(prepared, members, packed, losses):
 
 def joined(parts):
     """Sum the first results of `by_tag` of several processes."""
-    out = {name: Counter() for name in parts[0]}
-    number = {name: Counter() for name in parts[0]}
-    for name in out:
-        for key, (loss, targets) in (x for p in parts for x in p[name].items()):
-            out[name][key] += loss
-            number[name][key] += targets
-    return {name: {k: [round(out[name][k], 4), number[name][k]] for k in sorted(number[name])} for name in out}
+    of = lambda name, key: map(sum, zip(*(p[name][key] for p in parts if key in p[name])))
+    pair = lambda total, targets: [round(total, 4), targets]
+    return {name: {key: pair(*of(name, key)) for key in sorted(set().union(*(p[name] for p in parts)))} for name in parts[0]}
 
 
 def look(model, prepared, tokenizer, cfg, kind, asked=4, longest=256):
@@ -101,24 +98,26 @@ class Tracker(AbstractContextManager):
     """Sends each line of metrics to one of the trackers people have, if `cfg.track` names one; metrics.jsonl is written all the same."""
 
     def __init__(self, cfg):
-        self.kind, self.to = cfg.track, None
+        self.cfg, self.kind, self.to = cfg, cfg.track, None
         try:
-            if self.kind == "tensorboard":
-                from torch.utils.tensorboard import SummaryWriter
-                self.to = SummaryWriter(cfg.folder / "tensorboard")
-            elif self.kind == "wandb":
-                import wandb
-                self.to = wandb.init(project="orcalab", name=cfg.name, dir=cfg.folder, config=cfg.settings)
-            elif self.kind == "trackio":
-                import trackio
-                self.to = trackio.init(project="orcalab", name=cfg.name, config=cfg.settings)
-            elif self.kind == "mlflow":
-                import mlflow
-                mlflow.start_run(run_name=cfg.name)  # in a job of AzureML its own run, whose metrics a sweep compares
-                mlflow.log_params({k: v for k, v in cfg.settings.items() if v != ""})
-                self.to = SimpleNamespace(log=lambda numbers, step: mlflow.log_metrics({re.sub(r"[^\w. -]", "_", k): v for k, v in numbers.items()}, step), finish=lambda status="FINISHED": mlflow.end_run(status))
+            self.of = self.kind and import_module("torch.utils.tensorboard" if self.kind == "tensorboard" else self.kind)
         except ImportError:
             raise ValueError(f"track is {self.kind!r}, which is not installed: pip install {self.kind}") from None
+
+    def __enter__(self):
+        cfg, of = self.cfg, self.of
+        if self.kind == "tensorboard":
+            self.to = of.SummaryWriter(cfg.folder / "tensorboard")
+        elif self.kind == "wandb":
+            self.to = of.init(project="orcalab", name=cfg.name, dir=cfg.folder, config=cfg.settings)
+        elif self.kind == "trackio":
+            self.to = of.init(project="orcalab", name=cfg.name, config=cfg.settings)
+        elif self.kind == "mlflow":
+            of.start_run(run_name=cfg.name)  # in a job of AzureML its own run, whose metrics a sweep compares
+            of.log_params({k: v for k, v in cfg.settings.items() if v != ""})
+            self.to = SimpleNamespace(log=lambda numbers, step: of.log_metrics({re.sub(r"[^\w. -]", "_", k): v for k, v in numbers.items()}, step),
+                                      finish=lambda failed=False: of.end_run("FAILED" if failed else "FINISHED"))
+        return self
 
     def log(self, line):
         numbers = {k: v for k, v in line.items() if isinstance(v, (int, float)) and k != "step"}
@@ -131,4 +130,5 @@ class Tracker(AbstractContextManager):
 
     def __exit__(self, *error):
         if self.to is not None:
-            self.to.close() if self.kind == "tensorboard" else self.to.finish("FAILED") if self.kind == "mlflow" and error[0] else self.to.finish()
+            end = self.to.close if self.kind == "tensorboard" else self.to.finish
+            end(**({"failed": True} if self.kind == "mlflow" and error[0] else {}))

@@ -1,6 +1,7 @@
 """Shared parts of the tests: no network, no hub, one thread, a random model that is made on the spot."""
 
 import atexit
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -20,6 +21,14 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
+
+
+def script(path):
+    """Return a script of the repository as a module, by its path from the root."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem + "_", ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Notebooks on Colab: one set-up cell, the same in all; elsewhere it does nothing, there it installs what lacks and leaves torch and numpy as they are."""
 
-import importlib.util
 import json
 import os
 import re
@@ -12,7 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, script
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {}).get("Repository", "")  # where the repository can be read by all, once there is such a place
@@ -29,10 +28,7 @@ def the_cell():
 @pytest.fixture(scope="module")
 def colab():
     """notebooks/colab.py as a module."""
-    spec = importlib.util.spec_from_file_location("colab", ROOT / "notebooks" / "colab.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("notebooks/colab.py")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

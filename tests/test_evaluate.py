@@ -1,13 +1,12 @@
 """evaluate.py: parsed, scored with the full mark alone, and compared on the same questions."""
 
-import importlib.util
 import json
 import random
 from dataclasses import replace
 from itertools import product
 
 import pytest
-from conftest import ROOT
+from conftest import script
 
 from orcalab import evaluate, families, generate, parser, procedural, recipes, scores, strategies
 from orcalab.generate import Student
@@ -254,9 +253,7 @@ def test_runs_are_read_packed_and_unpacked(asking, recipe, tmp_path):
     found = evaluate.of_runs(folders)
     assert set(found) == {("s", "cautious"), ("s", "empty")} and sorted({r["seed"] for r in found["s", "empty"]}) == [3, 5]
     assert all(r["used"] == procedural.strategy_of(r["text"]) for r in found["s", "empty"])
-    spec = importlib.util.spec_from_file_location("ablation", ROOT / "benchmarks" / "ablation.py")
-    ablation = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(ablation)
+    ablation = script("benchmarks/ablation.py")
     again = evaluate.unpack_records(json.loads(json.dumps(ablation.pack_records(found))))
     keys = ("student", "system", "seed", "task", "number", "right", "format_ok", "reason", "used", "tokens")
     short = lambda rs: sorted([r[k] for k in keys] for r in rs)

@@ -1,6 +1,5 @@
 """long.py and RoPE scaling: a stretched folder is read alike by plain transformers, is never stretched twice, and what long texts are measured by is exact."""
 
-import importlib.util
 import subprocess
 import sys
 from itertools import count
@@ -9,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, wild
+from conftest import ROOT, script, wild
 
 from orcalab import adapter, chatml, config, long, model as models, scores, train
 from orcalab.config import Config, read_json
@@ -283,9 +282,7 @@ def test_the_record_says_that_passkeys_are_found_at_twice_the_trained_length():
 
 
 def test_the_experiment_itself_runs_and_its_tables_are_printed(tmp_path, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("long_experiment", ROOT / "benchmarks" / "long.py")
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
+    made = script("benchmarks/long.py")
     made.main()
     assert "adapted minus base" in capsys.readouterr().out
     rec, cfg = made.stage(tmp_path)

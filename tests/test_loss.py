@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from conftest import wild
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from orcalab import adapter, attention, loss, model as models
+from orcalab import adapter, attention, loss
 
 LENGTHS = [7, 120, 1, 41]
 

@@ -1,12 +1,11 @@
 """What the README says is so: its numbers come from the recorded run, its map is that of the folders, its commands exist."""
 
-import importlib.util
 import re
 import shlex
 import subprocess
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, script
 
 from orcalab import __main__ as cli, config, fetch, recipes
 
@@ -16,10 +15,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 @pytest.fixture(scope="module")
 def laptop():
     """benchmarks/laptop.py as a module."""
-    spec = importlib.util.spec_from_file_location("laptop", ROOT / "benchmarks" / "laptop.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/laptop.py")
 
 
 def test_the_recorded_run_is_told_as_it_was(laptop):
@@ -107,9 +103,7 @@ def test_ci_runs_the_readmes_test_command():
 
 def test_the_log_tells_the_recorded_ablation_as_it_was():
     from orcalab import evaluate, scores
-    spec = importlib.util.spec_from_file_location("ablation", ROOT / "benchmarks" / "ablation.py")
-    ablation = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(ablation)
+    ablation = script("benchmarks/ablation.py")
     made, log = config.read_json(ablation.RECORD), (ROOT / "LOG.md").read_text(encoding="utf-8")
     records, recipe = evaluate.unpack_records(made["records"]), recipes.get("ablation")
     assert len(made["runs"]) == 3 and made["questions"] == recipe.questions and made["tasks"] == [t.name for t in recipe.tasks]
@@ -128,9 +122,7 @@ def test_the_log_tells_the_recorded_ablation_as_it_was():
 # ------------------------------------------------------------------------------------------------- the benchmarks
 
 def test_the_block_on_benchmarks_is_what_was_recorded():
-    spec = importlib.util.spec_from_file_location("exam_", ROOT / "benchmarks" / "exam.py")
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
+    bench = script("benchmarks/exam.py")
     made = config.read_json(bench.RECORD)
     assert README.count(bench.block(made)) == 1 and bench.put(README, made) == README
     assert {(s["student"], s["system"]) for s in made["scores"]} == {(n, m) for n in ("base", "stage3_gpt4") for m in ("empty", "cautious")}

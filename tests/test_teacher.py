@@ -1,6 +1,5 @@
 """teacher.py: against a real server on loopback, also when it, the client or the line between them fails: no answer is lost, none is paid for twice."""
 
-import io
 import json
 import os
 import re
@@ -9,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -441,7 +439,6 @@ def test_each_stage_asks_its_own_way():
 
 
 def test_questions_come_as_people_write_them(tmp_path):
-    from orcalab import data
     from orcalab.config import RowError
     lines = [{"question": "1+1"}, {"question": "2+2", "answer": "4", "task": "gsm8k"}, {"question": "3+3", "response": "", "id": "c"}, {"question": "4+4", "system_prompt": "Be brief.", "id": "d", "colour": "red", "answer": 8},
              {"messages": [{"role": "user", "content": "5+5"}, {"role": "assistant", "content": "10"}]}, {"question": "6+6", "answer": None, "id": "f"}]
