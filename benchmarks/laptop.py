@@ -1,32 +1,40 @@
-"""The recorded run of the laptop recipe, and what the README says about it.
+"""The recorded run of the laptop recipe, and what the README and the heads of the notebooks say about it.
 
     python benchmarks/laptop.py 0      # `orcalab run --seed 0` in a folder of its own, timed, with its peak memory: tens of minutes
+    python benchmarks/laptop.py smoke  # `orcalab run --recipe smoke`, for the times and memory at the notebooks' heads: about two minutes
     python benchmarks/laptop.py        # seconds: the README's block and its figure, from laptop.json
 
-Every number in the README's block comes from laptop.json; tests/test_readme.py makes both again and compares.
+Every number in the README's block comes from laptop.json; tests/test_readme.py makes both again and compares. Time and memory of each notebook, of smoke
+and of seed 0, are in notebooks.json; notebooks/tidy.py writes them where they are read, and is called at the end.
 """
 
 import html
 import json
+import os
 import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from orcalab import config, data, evaluate, recipes, scores, show
 
 HERE = Path(__file__).resolve().parent
-RECORD, FIGURE, README = HERE / "laptop.json", HERE / "laptop.svg", HERE.parent / "README.md"
+RECORD, FIGURE, README, NOTEBOOKS = HERE / "laptop.json", HERE / "laptop.svg", HERE.parent / "README.md", HERE / "notebooks.json"
 BEGIN, END = "<!-- recorded run: written by benchmarks/laptop.py -->", "<!-- end of the recorded run -->"
 EXPLAINED, ANSWERS = "stage3_gpt4", "answer_only"
 
 
-def memory(process):
+def memory(process, children=True):
     """Return the bytes of a process and its children, shared pages counted once where the system can tell."""
     import psutil
-    total = 0
-    for p in [process, *process.children(recursive=True)]:
+    total, found = 0, [process]
+    try:
+        found += process.children(recursive=True) if children else []
+    except psutil.Error:  # it ended meanwhile
+        pass
+    for p in found:
         try:
             m = p.memory_full_info()
             total += getattr(m, "pss", m.rss)
@@ -35,27 +43,47 @@ def memory(process):
     return total
 
 
-def run(seed):
-    """Run the main job for one seed, afresh, and note what it printed, took and found."""
+def timed(out, *words):
+    """Execute `orcalab run` with these words and out, afresh.
+
+    Returns: (what it printed, {"minutes", "peak_gib", "notebooks": {name: {"seconds", "gib"}}}); a notebook's memory is that of its own process, kernel and what they start.
+    """
     import psutil
-    out = HERE.parent / "runs" / f"recorded-{seed}"
-    if out.exists():
-        raise SystemExit(f"{out} is there already: a recorded run starts from nothing, so move it away first")
-    begun, peak, lines = time.time(), 0, HERE.parent / "runs" / f"recorded-{seed}.out"
+    begun, peak, high, lines = time.time(), 0, Counter(), out.with_suffix(".out")
     lines.parent.mkdir(exist_ok=True)
     with open(lines, "w", encoding="utf-8") as f:
-        job = psutil.Popen([sys.executable, "-m", "orcalab", "run", "--seed", str(seed), "--out", str(out)], stdout=f, stderr=subprocess.STDOUT)
+        job = psutil.Popen([sys.executable, "-m", "orcalab", "run", *words, "--out", str(out)], stdout=f, stderr=subprocess.STDOUT)
         while job.poll() is None:
-            peak = max(peak, memory(job))
-            time.sleep(1)
+            now = lines.read_text(encoding="utf-8").count(" so far\n")  # as many are done, so this one works; beside it the next one's process waits
+            sizes = [memory(p) for p in job.children()]
+            peak, high[now] = max(peak, memory(job, children=False) + sum(sizes)), max(high[now], *sizes, 0)
+            time.sleep(1)  # looking costs, too
     printed = lines.read_text(encoding="utf-8")
     if job.returncode:
         raise SystemExit(printed)
+    made = {name: {"seconds": round(done["seconds"], 1), "gib": round(high[n] / 2**30, 2)} for n, (name, done) in enumerate(config.read_json(out / "run.json").items())}
+    return printed, {"minutes": round((time.time() - begun) / 60, 1), "peak_gib": round(peak / 2**30, 1), "notebooks": made}
+
+
+def keep(recipe, made):
+    """Note the times and memory of a recipe's notebooks, of seed 0, in notebooks.json."""
+    record = config.read_json(NOTEBOOKS) if NOTEBOOKS.exists() else {}
+    config.write_json(NOTEBOOKS, {**record, recipe: {"seed": 0, "cores": os.cpu_count(), **made}})
+
+
+def run(seed):
+    """Run the main job for one seed, afresh, and note what it printed, took and found."""
+    out = HERE.parent / "runs" / f"recorded-{seed}"
+    if out.exists():
+        raise SystemExit(f"{out} is there already: a recorded run starts from nothing, so move it away first")
+    printed, made = timed(out, "--seed", str(seed))
+    if seed == 0:
+        keep("laptop", made)
     rec = recipes.get("laptop", seed=seed, out=str(out))
     answers = {s: r for (s, m), r in evaluate.read_answers(out / "answers").items() if m == "cautious"}
     order = [s for s in ["base", *(c.name for c in rec.stages)]]
     stages = [[c.name, show.metrics(c.folder)] for c in rec.stages]
-    return {"seed": seed, "recipe": recipe_digest(), "minutes": round((time.time() - begun) / 60, 1), "peak_gib": round(peak / 2**30, 1),
+    return {"seed": seed, "recipe": recipe_digest(), "minutes": made["minutes"], "peak_gib": made["peak_gib"],
             "scores": [{"student": s, **scores.score(answers[s])} for s in order],
             "difference": scores.compare(answers[EXPLAINED], answers[ANSWERS]),
             "over_base": scores.compare(answers[EXPLAINED], answers["base"]),
@@ -144,14 +172,18 @@ def put(readme, runs):
     return f"{before}{BEGIN}\n\n{block(runs)}\n\n{END}{rest.split(END)[1]}"
 
 
-def main(*seeds):
+def main(*words):
     runs = {r["seed"]: r for r in (config.read_json(RECORD) if RECORD.exists() else [])}
-    for seed in map(int, seeds):
+    if "smoke" in words:
+        with TemporaryDirectory() as folder:
+            keep("smoke", timed(Path(folder) / "smoke", "--recipe", "smoke")[1])
+    for seed in (int(w) for w in words if w != "smoke"):
         runs[seed] = run(seed)
         config.write_json(RECORD, sorted(runs.values(), key=lambda r: r["seed"]))
     runs = sorted(runs.values(), key=lambda r: r["seed"])
     FIGURE.write_text(figure(runs), encoding="utf-8")
     README.write_text(put(README.read_text(encoding="utf-8"), runs), encoding="utf-8")
+    subprocess.run([sys.executable, HERE.parent / "notebooks" / "tidy.py"], check=True)
     s = {x["student"]: x["macro"] for x in runs[0]["scores"]}
     print(json.dumps({"peer": "answer-only student, same checkpoint, same tokens", "ratio": round(s[EXPLAINED] / s[ANSWERS], 3),
                       "work": f"{runs[0]['scores'][0]['questions']} held-out questions, seed {runs[0]['seed']}", "minutes": runs[0]["minutes"]}))

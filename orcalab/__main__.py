@@ -30,36 +30,41 @@ VERBS = {
 
 PLAIN = {"name", "stages", "tasks", "mixes", "doc", "start"}  # fields that no flag sets
 WHOM, TALK, EXAM, SWEEP = ({f.name for f in fields(c)} - ({"name"} if c is exam.Exam else PLAIN) for c in (endpoint.Teacher, terminal.Talk, exam.Exam, sweeps.Sweep))
+COMMON = ("recipe", "seed", "out", "base", "lr", "steps")  # what every stage's notebook has
 JUDGING = WHOM - {"model", "first", "calls"}  # how a judge is asked
 
 
-def usage():
-    """Return the help text, made from the config dataclasses."""
-    lines = ["usage: orcalab VERB [--name value ...]", ""]
-    lines += [f"  {verb:<10}{text}" for verb, text in VERBS.items()]
-    lines += ["", "  --recipe    name of the recipe: " + " or ".join(recipes.RECIPES), "  --rows may name mixtures: " + ", ".join(m.name for m in recipes.MIXES),
-              "  or sources (NAME, or NAME:FOLDER): " + ", ".join(sources.SOURCES), "  or files and folders"]
-    for cls, head in ((config.Recipe, "of the recipe"), (config.Config, "of every stage"), (endpoint.Teacher, "of the teacher (teach)"), (terminal.Talk, "of a conversation (chat)"), (exam.Exam, "of benchmarks (evaluate); a judge takes the teacher's"), (sweeps.Sweep, "of a sweep (sweep)")):
-        lines += ["", f"settings {head}:"]
-        lines += [f"  --{n:<18}{t}" for n, t in config.help_of(cls).items() if n not in PLAIN or cls is exam.Exam]
-    lines += ["  --teacher           " + " or ".join(endpoint.TEACHERS) + ", or what rows are to say in their column teacher", "  --chosen            strategies.json of `orcalab choose`"]
-    return "\n".join(lines)
+def usage(verb=""):
+    """Return the help text of all verbs, or of what one of them takes, made from the config dataclasses."""
+    stages, rows = ("train", "plan", "prepare", "teach", "choose", "chat", "export"), [v for v in VERBS if v not in ("run", "chat", "export")]
+    groups = [("of the recipe", config.Recipe, VERBS), ("of every stage", config.Config, ["run", *rows]), ("of the teacher (teach)", endpoint.Teacher, ["teach", "evaluate"]), ("of a conversation (chat)", terminal.Talk, ["chat"]),
+              ("of benchmarks (evaluate); a judge takes the teacher's", exam.Exam, ["evaluate"]), ("of a sweep (sweep)", sweeps.Sweep, ["sweep"])]
+    lines = [(f"usage: orcalab {verb or 'VERB'} [--name value ...]", VERBS), ("", VERBS), *((f"  {name:<10}{text}", [name]) for name, text in VERBS.items()), ("", VERBS),
+             ("  --recipe    name of the recipe: " + " or ".join(recipes.RECIPES), VERBS), ("  --stage     one of its stages, by name", stages), ("  --rows may name mixtures: " + ", ".join(m.name for m in recipes.MIXES), rows),
+             ("  or sources (NAME, or NAME:FOLDER): " + ", ".join(sources.SOURCES), rows), ("  or files and folders", rows),
+             ("  --teacher   " + " or ".join(endpoint.TEACHERS) + ", or what rows are to say in their column teacher", ["teach"]), ("  --chosen    strategies.json of `orcalab choose`", ["teach"])]
+    for head, cls, of in groups:
+        lines += [("", of), (f"settings {head}:", of), *((f"  --{n:<18}{t}", of) for n, t in config.help_of(cls).items() if n in takes(verb) and (n not in PLAIN or cls is exam.Exam) and (verb != "run" or n in COMMON))]
+    return "\n".join([text for text, of in lines if not verb or verb in of] + ["", "what one verb takes: orcalab VERB --help"] * (not verb))
 
 
-def arguments(words, verb=""):
+def takes(verb):
+    """Return the names of the settings that a verb takes, of all verbs for ""."""
+    own = {"teach": {"teacher", "chosen", "status", *WHOM}, "plan": {"on", "nodes", "gpus"}, "chat": TALK, "evaluate": EXAM | JUDGING, "export": {"model", "to", "formats"}, "sweep": {"status", *SWEEP}}
+    return {"recipe", "stage", *(f.name for c in (config.Recipe, config.Config) for f in fields(c) if f.name not in PLAIN), *(own.get(verb, ()) if verb else set().union(*own.values()))}
+
+
+def arguments(words, verb="train"):
     """Turn `--name value` pairs into a dictionary; raise a ValueError for anything else."""
-    given, own = {}, {"teach": {"teacher", "chosen", "status", *WHOM}, "plan": {"on", "nodes", "gpus"}, "chat": TALK, "evaluate": EXAM | JUDGING, "export": {"model", "to", "formats"}, "sweep": {"status", *SWEEP}}.get(verb, set())
-    names = {f.name for c in (config.Recipe, config.Config) for f in fields(c)} - PLAIN
+    given = {}
     words = [w for word in words for w in ([word, "yes"] if word == "--status" and verb in ("teach", "sweep") else word.split("=", 1) if re.match(r"--\w+=", word) else [word])]
     for at in range(0, len(words), 2):
-        name = config.choose(words[at].removeprefix("--"), sorted(names | own | {"recipe", "stage"}), "parameter")
+        name = config.choose(words[at].removeprefix("--"), sorted(takes(verb)), "parameter")
         if not words[at].startswith("--") or at + 1 == len(words):
             raise ValueError(f"expected --name value, got {' '.join(words[at:at + 2])!r}")
         given[name] = words[at + 1]
     return given
 
-
-# ------------------------------------------------------------------------------------------------- run
 
 def run(recipe="laptop", **given):
     """Execute the notebooks in order through papermill; leave executed copies in `<out>/notebooks`, `<out>/report.html`, and a table on the terminal."""
@@ -70,8 +75,6 @@ def run(recipe="laptop", **given):
     print(f"\n{text}\n\n{page} ({clock(time.time() - begun)} in all)")
     print(f"next: open that page, or: jupyter lab {copies[-1]}")
 
-
-# ------------------------------------------------------------------------------------- the work itself
 
 def train(recipe="laptop", stage=None, **given):
     """Train the recipe's stages, or one, without notebooks; write report.html."""
@@ -101,6 +104,16 @@ def train(recipe="laptop", stage=None, **given):
         print(f"{cfg.name}: loss {result['first_loss']:.3f} -> {result['last_loss']:.3f}, {result['tokens']} tokens, "
               f"{result['tokens_per_s']:.0f} tokens/s; {result['peak_gib']:.2f} GiB at its peak, {result['planned_gib']:.2f} planned", flush=True)
     print(ranks.first(lambda: report.write_report(rec)[0]))
+
+
+def needed(given, *names):
+    """Train those of a recipe's stages that are not trained yet, first what each starts from: for a notebook that is run alone."""
+    for cfg in map(recipes.get(**given).stage, names):
+        if not cfg.finished:
+            needed(given, *{cfg.start} - {"base"})
+            print(f"{cfg.name} is not trained in {cfg.out}: training it first, {cfg.steps or 'as many as its rows take'} steps of {cfg.tokens_per_step} tokens. Stopping is safe, for the same cell "
+                  "goes on from the last checkpoint; if this is the wrong folder, stop and set out", flush=True)
+            train(stage=cfg.name, **given)
 
 
 def plan(recipe="laptop", stage=None, on="", nodes="", gpus="", **given):
@@ -306,7 +319,7 @@ def main(words=None):
     words = sys.argv[1:] if words is None else words
     try:
         if not words or words[0] == "help" or {"-h", "--help"} & set(words):
-            print(usage(), flush=True)
+            print(usage(words[0] if words and words[0] in VERBS else ""), flush=True)
             return 0
         if words[0] == "--version":
             print(orcalab.__version__)

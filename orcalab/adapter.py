@@ -13,6 +13,7 @@ import logging
 import shutil
 import tempfile
 import warnings
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,13 +33,9 @@ TEXT = ("A train leaves at 9:40 and drives 150 km at 60 km/h. When does it arriv
 def guests():
     """Import peft and bitsandbytes without noise: the lack of a kernel that answers faster on some CPUs, and what torch deprecates in itself."""
     logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels-community" not in record.msg)
-    with warnings.catch_warnings():
-        for kind in (DeprecationWarning, FutureWarning):
-            warnings.simplefilter("ignore", kind)
-        try:
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning), warnings.catch_warnings(action="ignore", category=FutureWarning):
+        with suppress(ImportError):  # LoRA does without
             import bitsandbytes  # noqa: F401  before peft, which imports it, too
-        except ImportError:
-            pass  # LoRA does without
         import peft  # noqa: F401
 
 
@@ -259,8 +256,7 @@ def finish(folder, model, tokenizer, cfg):
     shutil.rmtree(folder / "model", ignore_errors=True)
     now = {"vocabulary": model.config.vocab_size, "tokenizer": chatml.fingerprint(tokenizer)}
     if odd := [f"{k} {note[k]} -> {v}" for k, v in now.items() if note[k] != v]:
-        raise ValueError(f"{cfg.name} was trained with another vocabulary or tokenizer than it would be saved with ({', '.join(odd)}): "
-                         "hand over those that load gave")
+        raise ValueError(f"{cfg.name} was trained with another vocabulary or tokenizer than it would be saved with ({', '.join(odd)}): hand over those that load gave")
     save(folder / "adapter", model, tokenizer)
     want, home = logits(model, tokenizer), model.device
     noise = compare(want, logits(model, tokenizer, "eager"))["relative"]

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from orcalab import packing
 
 SMALL = 2**22  # bytes up to which a saved tensor stays where it is: positions, norms
+_compiled = lru_cache(torch.compile)
 
 
 def kind_of(cfg, device, dtype):
@@ -108,9 +109,6 @@ def varlen_attention(module, query, key, value, attention_mask=None, scaling=Non
     return varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling, window_size=(-1, 0), **how)[None], None
 
 
-_compiled = lru_cache(torch.compile)
-
-
 def flex_attention(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, block=None, **_):
     """The same in a kernel that is made for `block`, a BlockMask of the documents; on a CPU, where it can only look, all scores at once."""
     from torch.nn.attention.flex_attention import flex_attention as attend
@@ -175,8 +173,7 @@ def _elsewhere(forward, weights):
     def away(t):
         if t.numel() * t.element_size() <= SMALL or t.untyped_storage().data_ptr() in weights:
             return t, None
-        host = torch.empty_like(t, device="cpu", pin_memory=t.is_cuda)
-        return host.copy_(t, non_blocking=True), t.device
+        return torch.empty_like(t, device="cpu", pin_memory=t.is_cuda).copy_(t, non_blocking=True), t.device
 
     def back(saved):
         t, device = saved

@@ -2,10 +2,9 @@
 
 A template says what opens each role's turn, what ends a turn, and what is learned. `chatml` is ChatML as the Orca 2 model card has it: the prompt ends in
 `<|im_start|>assistant`, without a newline. The newline belongs to the answer, so it is learned, and the chat prompt is a prefix of the training ids.
-`openassistant` is the template of OpenAssistant's models. Learned are the assistant's turns; `learn` "openassistant" takes the mask that their code makes, which also
-has the leading system turn, and what opens the user's turns. Whatever stands in `content`, it is encoded with special tokens switched off: a user who writes
-`<|im_end|>` gets harmless plain tokens and not the end of a turn. And whatever is encoded is decoded again, by a table of bytes: a word that the tokenizer
-cannot give back is an error, not a loss.
+`openassistant` is the template of OpenAssistant's models. Learned are the assistant's turns, or what else `encode` is told. Whatever stands in `content`, it is
+encoded with special tokens switched off: a user who writes `<|im_end|>` gets harmless plain tokens and not the end of a turn. And whatever is encoded is decoded
+again, by a table of bytes: a word that the tokenizer cannot give back is an error, not a loss.
 
 >>> from orcalab import model
 >>> tokenizer = model.load_tokenizer("tiny-random")
@@ -28,6 +27,8 @@ from orcalab.tokens import Tokens, Unsayable  # noqa: F401  the error is this ro
 START, END, PAD = "<|im_start|>", "<|im_end|>", "[PAD]"
 ROLES = ("system", "user", "assistant")
 HALF = re.compile("[\ud800-\udfff]")  # half a character: a surrogate without its other half, which has no UTF-8
+int32 = lambda number: array("i", [number]).tobytes()
+_encoders = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,11 @@ class Template:
         end = repr(self.end) if self.end else "eos_token"
         turns = "messages" if self.empty_system == "turn" else "messages if m['role'] != 'system' or m['content']"
         said = f"{{{{ {self.lead!r} + m['content'] + {end} }}}}"
-        return (
-            f"{{%- set opens = {opens} -%}}{{{{ bos_token if bos_token and bos_token not in opens.user else '' }}}}"
-            f"{{%- for m in {turns} -%}}{{%- if m['role'] not in opens -%}}{{{{ raise_exception('unknown role ' + m['role']) }}}}{{%- endif -%}}"
-            f"{{{{ ('' if loop.first else {self.joint!r}) + opens[m['role']] }}}}{{%- if m['role'] == 'assistant' -%}}"
-            f"{{% generation %}}{said}{{% endgeneration %}}{{%- else -%}}{said}{{%- endif -%}}{{%- endfor -%}}"
-            f"{{%- if add_generation_prompt -%}}{{{{ {self.joint!r} + opens.assistant }}}}{{%- endif -%}}")
+        return (f"{{%- set opens = {opens} -%}}{{{{ bos_token if bos_token and bos_token not in opens.user else '' }}}}"
+                f"{{%- for m in {turns} -%}}{{%- if m['role'] not in opens -%}}{{{{ raise_exception('unknown role ' + m['role']) }}}}{{%- endif -%}}"
+                f"{{{{ ('' if loop.first else {self.joint!r}) + opens[m['role']] }}}}{{%- if m['role'] == 'assistant' -%}}"
+                f"{{% generation %}}{said}{{% endgeneration %}}{{%- else -%}}{said}{{%- endif -%}}{{%- endfor -%}}"
+                f"{{%- if add_generation_prompt -%}}{{{{ {self.joint!r} + opens.assistant }}}}{{%- endif -%}}")
 
 
 TEMPLATES = {
@@ -63,6 +63,9 @@ TEMPLATES = {
     "openassistant": Template({"system": ("<|system|>", ""), "user": ("<|prompter|>", ""), "assistant": ("<|assistant|>", "")}, "",
                               ("<pad>", "<|assistant|>", "<|prefix_end|>", "<|system|>", "<|prefix_begin|>", "<|prompter|>"), empty_system="none"),
 }
+PROBES = ("Hello world", " 1234 + 5", "a\nb\n\nc", "naïve café ☕ 你好", "<|im_start|>user<|im_end|>", "\tx  y", "</s><s>[PAD]<unk>", "e\u0301\u200f")
+TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " 12 + 30?\n\nSay  it."},
+        {"role": "assistant", "content": "42\n"}, {"role": "user", "content": "naïve ☕?"}, {"role": "assistant", "content": " Yes."}]
 
 
 def template_of(tokenizer):
@@ -157,10 +160,6 @@ class Encoder:
         return [(ids[:4], 0), (ids[4:], 1)]
 
 
-int32 = lambda number: array("i", [number]).tobytes()
-_encoders = WeakKeyDictionary()
-
-
 def encoder(tokenizer, template=None):
     """Return the Encoder of a tokenizer, made once for what the tokenizer is now; an Encoder is returned as it is."""
     if isinstance(tokenizer, Encoder):
@@ -189,7 +188,7 @@ def encode(messages, tokenizer, reply=False, learn="all", template=None, empty_s
     Args:    messages: list of {role, content}, at most one system turn, which comes first; any number of other turns.
              tokenizer: any fast transformers tokenizer that has the template's tokens, or its Encoder.
              reply: open the assistant's turn after the last message, as for chatting.
-             learn: "all" assistant turns, the "last" one, or what "openassistant" learns: all of them, the system turn, and what opens each of the user's.
+             learn: "all" assistant turns, the "last" one, or what "openassistant" learns: all of them, the system turn, and what opens each of the user's (their code's mask).
              template: "chatml" or "openassistant"; None is the one that the tokenizer carries.
              empty_system: what an empty system message becomes, a "turn" without words or "none"; None is the template's way.
     Returns: Two lists of equal length, in tokens. Learned are the words of the assistant's turns (in ChatML with the newline
@@ -241,11 +240,6 @@ def prove(ids, mask, messages, tokenizer, learn="all", template=None, empty_syst
                          f"{'the turns say' if theirs else 'the assistant said'} {want.decode(errors='replace')!r:.200}")
 
 
-PROBES = ("Hello world", " 1234 + 5", "a\nb\n\nc", "naïve café ☕ 你好", "<|im_start|>user<|im_end|>", "\tx  y", "</s><s>[PAD]<unk>", "e\u0301\u200f")
-TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " 12 + 30?\n\nSay  it."},
-        {"role": "assistant", "content": "42\n"}, {"role": "user", "content": "naïve ☕?"}, {"role": "assistant", "content": " Yes."}]
-
-
 def self_test(tokenizer, template=None):
     """Try a tokenizer on probes and return what it does, as ids; raise where it would break a conversation.
 
@@ -295,7 +289,7 @@ def fingerprint(tokenizer, template=None):
 
 
 def paint(ids, mask, tokenizer):
-    """Return the tokens as text for a terminal: targets green, context grey."""
+    """Return the tokens as text for a terminal: targets green."""
     raw = [encoder(tokenizer).tokens.bytes[i] for i in ids]  # some are a part of a character, printed as \\xe2
     pieces = [r.decode(errors="backslashreplace").replace("\n", "⏎\n") for r in raw]
-    return "".join(f"\x1b[{32 if m else 90}m{p}\x1b[0m" for p, m in zip(pieces, mask))
+    return "".join(f"\x1b[{32 if m else 39}m{p}\x1b[0m" for p, m in zip(pieces, mask))

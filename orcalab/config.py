@@ -3,13 +3,11 @@
 Words, used with one meaning everywhere (code, notebooks, command line, run folders):
 
 - *source*: a data set whose rows we can read; *mixture*: parts of sources in set proportions; *corpus*: what a stage is trained on
-- *row*: one training item, `messages` (a list of {role, content}) or `text`, plus flat provenance
-  columns (id, source, task, strategy, teacher, original_system)
+- *row*: one training item, `messages` (a list of {role, content}) or `text`, plus flat provenance columns (id, source, task, strategy, teacher, original_system)
 - *example*: (ids, mask) made from a row; *target*: a token that is learned
 - *pack*: seq_len tokens holding several examples; *plan*: which examples go in which pack, for
   every epoch, known before step 1; *batch*: packs in one forward pass; *step*: one optimizer update
-- *run*: one config executed, one folder; *stage*: a run that starts from another;
-  *recipe*: a named list of stages with a base model and evaluation sizes
+- *run*: one config executed, one folder; *stage*: a run that starts from another; *recipe*: a named list of stages with a base model and evaluation sizes
 - *strategy*: a named way to solve, with the system message that asks for it; *erase*: to put the
   cautious message in that one's place; *teacher*: whoever wrote the answer
 - *ledger*: every answer of a teacher, a line each, with what was asked and what it cost
@@ -23,6 +21,7 @@ import hashlib
 import inspect
 import json
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -38,6 +37,7 @@ LEAST = {"seq_len": 8, "timeout": 0.001} | dict.fromkeys((
     "steps epochs size cap merge chunk validation max_validation warmup lora_alpha lora_dropout recompute held_out eval_every spike lr clip few_shot weight_decay seed processes first "
     "requests_a_minute tokens_a_minute retries price_in price_out budget token_budget").split(), 0) | dict.fromkeys((
     "batch_size accum save_every keep lora_rank max_tokens concurrency at_once questions grid max_new_tokens eval_batch").split(), 1)
+DROPS = ("duplicates", "near", "refusals", "wrong", "overlap", "unsayable", "nothing")
 ROW = 758  # tokens of an example where nothing is known: Orca 1 packs 2.7 of them into 2,048
 ROPES = ("linear", "dynamic", "yarn", "llama3")  # of transformers' RoPE types those that need nothing but a factor; longrope needs one for each frequency, found by a search
 BASES = ("smollm2-135m", "tiny-random", "llama-standin")  # base models known by name (the last is a tokenizer alone); others are hub ids or folders
@@ -73,10 +73,8 @@ def _coerce(cls, name, value):
     """Turn what a command line or papermill hands over into the field's plain type."""
     kind = {f.name: f.type for f in fields(cls)}[name]
     if isinstance(value, str) and kind in (int, float):
-        try:
+        with suppress(ValueError):  # what is no number is refused below
             value = int(value) if re.fullmatch(r"\s*[+-]?\d+\s*", value) else float(value)
-        except ValueError:
-            raise ValueError(f"{name} must be {kind.__name__}, got {value!r}") from None
     if kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -90,6 +88,42 @@ def help_of(cls):
     """Map each field of a config dataclass to the trailing comment on its line."""
     lines = re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(cls), re.M)
     return {name: text for name, text in lines if name in {f.name for f in fields(cls)}}
+
+
+def check(cfg):
+    """Check types, ranges and choices of a config; raise a ValueError that names the field."""
+    for f in fields(cfg):
+        value = getattr(cfg, f.name)
+        object.__setattr__(cfg, f.name, _coerce(type(cfg), f.name, value))
+        if f.name in CHOICES and not (isinstance(cfg, Part) and value == ""):
+            choose(value, CHOICES[f.name], f.name)
+    for name, low in {**LEAST, **({"few_shot": -1} if isinstance(cfg, Part) else {})}.items():
+        if hasattr(cfg, name) and not low <= getattr(cfg, name) < float("inf"):
+            raise ValueError(f"{name} must be a number of at least {low}, got {getattr(cfg, name)}")
+    if hasattr(cfg, "base") and "/" not in cfg.base and not Path(cfg.base).is_dir():
+        choose(cfg.base, BASES, "base model")
+    if kind := getattr(cfg, "rope", ""):
+        kind, _, factor = kind.partition(":")
+        choose(kind, ROPES, "kind of rope")
+        if not re.fullmatch(r"\d+(\.\d+)?", factor) or float(factor) <= 1:
+            raise ValueError(f"rope is {cfg.rope!r}, and should be a type and a factor above 1, as {kind}:2")
+    for name in ("few_shot", "validation", "lora_dropout"):
+        if getattr(cfg, name, 0) > 1:
+            raise ValueError(f"{name} is a share between 0 and 1, got {getattr(cfg, name)}")
+    for name in ("scale", "fraction"):
+        if not 0 < getattr(cfg, name, 1) <= 1:
+            raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(cfg, name)}" + (f" (part {cfg.name!r})" if isinstance(cfg, Part) else ""))
+    if getattr(cfg, "steps", 1) == getattr(cfg, "epochs", 0) == 0:
+        raise ValueError("steps and epochs are both 0: one of them says how long a stage is")
+    if getattr(cfg, "update", "step") == "backward" and (cfg.accum > 1 or cfg.clip):
+        raise ValueError(f"update is 'backward', where no gradient outlives its use: it needs accum 1 and clip 0, got accum {cfg.accum} and clip {cfg.clip}")
+    if (getattr(cfg, "eval_every", 0) or getattr(cfg, "final", "last") == "best") and not (cfg.held_out and cfg.eval_every):
+        raise ValueError(f"held-out loss needs held_out and eval_every, got {cfg.held_out} and {cfg.eval_every}")
+    words = listed(getattr(cfg, "drop", ""))
+    for word in words:
+        choose(word, DROPS, "kind of row to drop")
+    if "nothing" in words and len(words) > 1:
+        raise ValueError(f"drop is 'nothing' or a list of what to leave out, got {cfg.drop!r}")
 
 
 @dataclass(frozen=True)
@@ -147,8 +181,7 @@ class Config:
     stream: int = 0  # number of the question stream, so that stages share no question
     out: str = "runs"  # folder that holds the run's folder
 
-    def __post_init__(self):
-        check(self)
+    __post_init__ = check
 
     @property
     def folder(self):
@@ -185,9 +218,6 @@ class Task:
     why: str  # reason, written before the answer-only control was trained
 
 
-DROPS = ("duplicates", "near", "refusals", "wrong", "overlap", "unsayable", "nothing")
-
-
 @dataclass(frozen=True)
 class Part:
     """One ingredient of a mixture: where its rows come from, how they are chosen, and how they are dressed."""
@@ -210,8 +240,7 @@ class Part:
     max_validation: int = 0  # most rows set aside, 0 for any number
     surplus: str = "train"  # what becomes of rows set aside over that, train or lost
 
-    def __post_init__(self):
-        check(self)
+    __post_init__ = check
 
 
 @dataclass(frozen=True)
@@ -246,8 +275,7 @@ class Recipe:
     mixes: tuple = ()  # mixtures that stages name in `rows`
     doc: str = ""  # what the paper did, what differs, cost, result
 
-    def __post_init__(self):
-        check(self)
+    __post_init__ = check
 
     def stage(self, name, **changes):
         """Return one stage's Config, with `changes` (None keeps the recipe's value)."""
@@ -268,42 +296,6 @@ class Recipe:
     def task(self, name):
         choose(name, [t.name for t in self.tasks], "task")
         return next(t for t in self.tasks if t.name == name)
-
-
-def check(cfg):
-    """Check types, ranges and choices of a config; raise a ValueError that names the field."""
-    for f in fields(cfg):
-        value = getattr(cfg, f.name)
-        object.__setattr__(cfg, f.name, _coerce(type(cfg), f.name, value))
-        if f.name in CHOICES and not (isinstance(cfg, Part) and value == ""):
-            choose(value, CHOICES[f.name], f.name)
-    for name, low in {**LEAST, **({"few_shot": -1} if isinstance(cfg, Part) else {})}.items():
-        if hasattr(cfg, name) and not low <= getattr(cfg, name) < float("inf"):
-            raise ValueError(f"{name} must be a number of at least {low}, got {getattr(cfg, name)}")
-    if hasattr(cfg, "base") and "/" not in cfg.base and not Path(cfg.base).is_dir():
-        choose(cfg.base, BASES, "base model")
-    if kind := getattr(cfg, "rope", ""):
-        kind, _, factor = kind.partition(":")
-        choose(kind, ROPES, "kind of rope")
-        if not re.fullmatch(r"\d+(\.\d+)?", factor) or float(factor) <= 1:
-            raise ValueError(f"rope is {cfg.rope!r}, and should be a type and a factor above 1, as {kind}:2")
-    for name in ("few_shot", "validation", "lora_dropout"):
-        if getattr(cfg, name, 0) > 1:
-            raise ValueError(f"{name} is a share between 0 and 1, got {getattr(cfg, name)}")
-    for name in ("scale", "fraction"):
-        if not 0 < getattr(cfg, name, 1) <= 1:
-            raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(cfg, name)}" + (f" (part {cfg.name!r})" if isinstance(cfg, Part) else ""))
-    if getattr(cfg, "steps", 1) == getattr(cfg, "epochs", 0) == 0:
-        raise ValueError("steps and epochs are both 0: one of them says how long a stage is")
-    if getattr(cfg, "update", "step") == "backward" and (cfg.accum > 1 or cfg.clip):
-        raise ValueError(f"update is 'backward', where no gradient outlives its use: it needs accum 1 and clip 0, got accum {cfg.accum} and clip {cfg.clip}")
-    if (getattr(cfg, "eval_every", 0) or getattr(cfg, "final", "last") == "best") and not (cfg.held_out and cfg.eval_every):
-        raise ValueError(f"held-out loss needs held_out and eval_every, got {cfg.held_out} and {cfg.eval_every}")
-    words = listed(getattr(cfg, "drop", ""))
-    for word in words:
-        choose(word, DROPS, "kind of row to drop")
-    if "nothing" in words and len(words) > 1:
-        raise ValueError(f"drop is 'nothing' or a list of what to leave out, got {cfg.drop!r}")
 
 
 def listed(text):

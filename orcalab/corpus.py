@@ -13,8 +13,7 @@ def rows_of(recipe, cfg):
 
     No procedural row holds a held-out question. `origin` identifies the rows for the prepared folder.
 
-    Raises:
-        ValueError: `rows` names nothing that is there; says what is near.
+    Raises:  ValueError: `rows` names nothing that is there; says what is near.
     """
     name, _, number = cfg.rows.partition(":")
     if name == "procedural":

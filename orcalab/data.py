@@ -169,9 +169,8 @@ def shards(rows, cfg, encoder, folder, overlap=None):
 def prepare(rows, cfg, tokenizer, folder, origin, against=""):
     """Build the prepared folder of a stage, or open it if the same inputs already made it.
 
-    The folder's name ends in a digest of what made it: the rows' origin, the tokenizer's fingerprint, template, parameters and
-    builder version. It is written to the side and renamed when whole; what an interrupted call left there is used by the next. Memory grows by some
-    tens of bytes a row, not with what rows hold.
+    The folder's name ends in a digest of what made it: the rows' origin, the tokenizer's fingerprint, template, parameters and builder version. It is written to the
+    side and renamed when whole; what an interrupted call left there is used by the next. Memory grows by some tens of bytes a row, not with what rows hold.
 
     Args:    rows: a mixture.Mixture, a sequence of rows that stays on disk, or any Rows, possibly endless: reading stops when all steps are filled.
              origin: anything JSON can hold that identifies the rows (paths with digests, or seeds).

@@ -10,15 +10,10 @@ from orcalab.strategies import FINAL, ORCA1, ORCA1_IDS, STRATEGIES, erase, set_s
 def dress(row, cfg, rng, shots=()):
     """Give a row the answer, system message and solved examples that a stage asks for.
 
-    Args:
-        row: a Row; with `answer` and `explanation` known, its assistant turn is rewritten.
-        cfg: the stage's Config: `answers`, `system`, `few_shot`.
-        rng: a random.Random; draws Orca 1's message and whether examples are shown.
-        shots: rows of the same task to show as solved examples in the user turn.
-
-    Returns:
-        A Row. With system "cautious" the strategy's message was there and has been erased; it is kept
-        in `original_system`.
+    Args:    row: a Row; with `answer` and `explanation` known, its assistant turn is rewritten.
+             cfg: the stage's Config: `answers`, `system`, `few_shot`.  rng: a random.Random; draws Orca 1's message and whether examples are shown.
+             shots: rows of the same task to show as solved examples in the user turn.
+    Returns: A Row. With system "cautious" the strategy's message was there and has been erased; it is kept in `original_system`.
     """
     def reply(r):
         if r.answer and (cfg.answers == "gold" or r.strategy == "direct-answer"):
@@ -33,10 +28,8 @@ def dress(row, cfg, rng, shots=()):
         item["messages"] = row.messages[:-2] + [{"role": "user", "content": user}, {"role": "assistant", "content": reply(row)}]
     if row.text:
         return row
-    if cfg.system == "empty":
-        item = set_system(item, "")
-    elif cfg.system == "none":
-        item = set_system(item, None)
+    if cfg.system in ("empty", "none"):
+        item = set_system(item, "" if cfg.system == "empty" else None)
     elif cfg.system == "orca1":
         own = row.task if row.task in ORCA1_IDS else row.source
         own = "flan2021_multiple_choice" if own == "flan2021" and row.kind.endswith("_opt") else own  # a template with options

@@ -108,8 +108,7 @@ class Pace:
 def client_of(teacher, pace):
     """Return the openai client of a teacher. It tries again by itself, and each try waits for its turn.
 
-    Raises:
-        ValueError: no model is named, or the environment has no key where one is needed, or none that can be one.
+    Raises:  ValueError: no model is named, or the environment has no key where one is needed, or none that can be one.
     """
     import openai
     if not teacher.model:

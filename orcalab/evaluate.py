@@ -15,6 +15,11 @@ from orcalab.procedural import strategy_of
 from orcalab.progress import Progress
 from orcalab.strategies import FINAL, STRATEGIES, message
 
+ORDER = itemgetter("task", "number")  # of records; files have them in the order in which they were asked
+TOGETHER = 6  # batches that are answered and kept together: in bf16 an answer's last bits hang on its neighbours, so after a kill it gets the same ones
+KEPT = ("kind", "options", "labels", "golds", "group", "unanswerable", "grounds", "references")  # of a benchmark's question, so that its answer can be read again and judged
+USED = [*STRATEGIES, "other"]  # how an answer may be given, by its form; benchmarks/ablation.json keeps their numbers
+
 
 def parse(text):
     """Return (answer, whether the format was right): what follows the last final-answer line, else all of it.
@@ -41,8 +46,7 @@ def right(task_name, answer, entry):
     if "metadata" not in entry:
         return hygiene.agrees(f"{FINAL} {answer}", entry["answer"]) is True
     import reasoning_gym
-    task_name = entry["metadata"].get("source_dataset", task_name)
-    return reasoning_gym.get_score_answer_fn(task_name)(answer, entry) == 1.0
+    return reasoning_gym.get_score_answer_fn(entry["metadata"].get("source_dataset", task_name))(answer, entry) == 1.0
 
 
 def message_to(system, recipe, task):
@@ -56,28 +60,20 @@ def message_to(system, recipe, task):
     return message(system)
 
 
-ORDER = itemgetter("task", "number")  # of records; files have them in the order in which they were asked
-TOGETHER = 6  # batches that are answered and kept together: in bf16 an answer's last bits hang on its neighbours, so after a kill it gets the same ones
-KEPT = ("kind", "options", "labels", "golds", "group", "unanswerable", "grounds", "references")  # of a benchmark's question, so that its answer can be read again and judged
-
-
 def ask(student, name, system, questions, folder, recipe, said=None, shard=(1, 1), what=""):
     """Let a student answer every question under one system message; return the records.
 
     Answers are appended to `<folder>/<name>.<system>.jsonl`, six batches at a time: a kill costs those under way, and the same call goes on to the same bytes.
     Several processes may share the work, each with a file of its own; a call without `shard` takes what they did and asks the rest.
 
-    Args:
-        student: a generate.Student, or a Lazy one, which is loaded only if needed.
-        name: what to call the student.  system: a strategy, "cautious", "empty", or "right" or "wrong" for each task.
-        questions: {task name: [reasoning_gym entry, or a question of tasks.py]}.
-        recipe: a config.Recipe; max_new_tokens and eval_batch are used.
-        said: the message for each task, {task name: text}, where `system` is but a name for them.
-        shard: (i, n) for the i-th of n shares.  what: the name of the progress bar.
-
-    Returns:
-        list of dicts, by task and number, of all shares as far as they are there: student, system, task, number, question, gold, text, tokens, reason ("stop", "length", or "too long"
-        for a question that the model's context does not hold, which counts as wrong), answer, format_ok, right; what KEPT names; `texts`, if there are several turns.
+    Args:    student: a generate.Student, or a Lazy one, which is loaded only if needed.
+             name: what to call the student.  system: a strategy, "cautious", "empty", or "right" or "wrong" for each task.
+             questions: {task name: [reasoning_gym entry, or a question of tasks.py]}.  recipe: a config.Recipe; max_new_tokens and eval_batch are used.
+             said: the message for each task, {task name: text}, where `system` is but a name for them.
+             shard: (i, n) for the i-th of n shares.  what: the name of the progress bar.
+    Returns: list of dicts, by task and number, of all shares as far as they are there: student, system, task, number, question, gold, text, tokens, reason ("stop", "length",
+             or "too long" for a question that the model's context does not hold, which counts as wrong), answer, format_ok, right; what KEPT names; `texts`, if there are
+             several turns.
     """
     folder, stem = Path(folder), f"{name}.{system}"
     path = folder / (stem + (".{}of{}".format(*shard) if shard != (1, 1) else "") + ".jsonl")
@@ -163,8 +159,7 @@ def _answer(student, part, said, recipe, bar):
             prompts[n] = student.ids_of([{"role": "system", "content": said[part[n][0][0]]}, *before, {"role": "user", "content": turns[n][len(given[n])]}])
     out = []
     for ((task, number), e), answers in zip(part, given):
-        whole = len(answers) == 1 + len(e.get("turns", ()))
-        text, reason = (answers[-1].text, answers[-1].reason) if whole else ("", "too long")
+        text, reason = (answers[-1].text, answers[-1].reason) if len(answers) == 1 + len(e.get("turns", ())) else ("", "too long")
         out.append({"task": task, "number": number, "question": e["question"], "gold": e["answer"], "text": text, "tokens": sum(a.tokens for a in answers), "reason": reason,
                     **_reading(text, task, e), **{k: e[k] for k in KEPT if e.get(k) or k == "labels" and k in e},
                     **({"turns": e["turns"], "texts": [a.text for a in answers]} if e.get("turns") else {})})
@@ -177,12 +172,8 @@ def choose_strategies(student, name, questions, folder, recipe):
     The family's own is kept unless under another one the student gives right answers to so many more of the same questions that chance would do that in
     less than one of ten trials (McNemar); of several such, the one with most right answers, then the one with the shorter ones.
 
-    Args:
-        questions: {family: [entry]}; an entry has question and answer, and reasoning_gym's have metadata.
-
-    Returns:
-        {family: {"chosen", "own", "tried": {strategy: {"right", "questions", "tokens", "each", "p"}}}}; also in `<folder>/strategies.json`. The answers stay there too.
-
+    Args:    questions: {family: [entry]}; an entry has question and answer, and reasoning_gym's have metadata.
+    Returns: {family: {"chosen", "own", "tried": {strategy: {"right", "questions", "tokens", "each", "p"}}}}; also in `<folder>/strategies.json`. The answers stay there too.
     Paper: Orca 2, "Teaching Orca 2 to be a Cautious Reasoner": strategies are chosen guided by how the student does.
     """
     tried = {f: {} for f in questions}
@@ -309,9 +300,6 @@ def of_runs(folders):
     return out
 
 
-USED = [*STRATEGIES, "other"]
-
-
 def unpack_records(packed):
     """Return what `of_runs` gives, without the texts, from the form in which benchmarks/ablation.json keeps it: a digit for each fact of an answer."""
     out = {}
@@ -320,5 +308,3 @@ def unpack_records(packed):
             {"student": student, "system": system, "seed": seed, "task": task, "number": n, "question": "", "right": right == "1", "format_ok": ok == "1",
              "reason": "length" if cut == "1" else "stop", "used": USED[int(used)], "tokens": tokens} for n, (right, ok, cut, used, tokens) in enumerate(zip(*columns)))
     return out
-
-

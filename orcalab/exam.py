@@ -47,8 +47,7 @@ class Exam:
 def students(rec, exam):
     """Return {name: where its model is} of those who are asked.
 
-    Raises:
-        ValueError: a student that the recipe does not have, or that is not trained yet; two models of one name.
+    Raises:  ValueError: a student that the recipe does not have, or that is not trained yet; two models of one name.
     """
     if exam.model and exam.students:
         raise ValueError(f"either --model or --students: who is asked, {exam.model} or {exam.students}?")
@@ -59,8 +58,7 @@ def students(rec, exam):
         if len(found) < len(listed(exam.model)):
             raise ValueError(f"{exam.model}: two of these have one name, by which their answers are kept; ask them with an out of their own")
         return found
-    last = [s.name for s in rec.stages if s.answers == "explained" and s.finished][-1:]
-    names = listed(exam.students) or ["base", *last]
+    names = listed(exam.students) or ["base", *[s.name for s in rec.stages if s.answers == "explained" and s.finished][-1:]]
     for name in names:
         if choose(name, ["base", *(s.name for s in rec.stages)], "student") != "base" and name not in rec.finished:
             raise ValueError(f"{name} is not trained yet: no {rec.stage(name).folder / 'model'}")
@@ -95,10 +93,9 @@ def ask_own(rec, exam, template=None):
 def ask(rec, exam, data="", per_task=0, template=None, judge=None):
     """Let each student answer the questions of each benchmark under each of the recipe's messages; return the folder, `<out>/benchmarks`, and {benchmark: [(student, message)]}.
 
-    Args:
-        rec: a config.Recipe; `messages`, `max_new_tokens`, `eval_batch` and `out` are used.
-        data: folder that holds a folder for each benchmark; empty is the hub.  per_task: so many questions of each task, 0 for all.
-        template: that of the base model, None for that of its students.  judge: an endpoint.Teacher, if `exam` names one.
+    Args:    rec: a config.Recipe; `messages`, `max_new_tokens`, `eval_batch` and `out` are used.
+             data: folder that holds a folder for each benchmark; empty is the hub.  per_task: so many questions of each task, 0 for all.
+             template: that of the base model, None for that of its students.  judge: an endpoint.Teacher, if `exam` names one.
     """
     said, who, root = listed(rec.messages), students(rec, exam), Path(rec.out) / "benchmarks"
     for word in said:
@@ -131,8 +128,7 @@ def ask(rec, exam, data="", per_task=0, template=None, judge=None):
 def overlap(questions, folders):
     """Return, for each task, how many of its questions share a run of 13 words with rows of prepared folders, and with rows of which tasks (hygiene.report).
 
-    Args:
-        questions: {task: [text]}.  folders: prepared folders, those that a student was trained on.
+    Args:    questions: {task: [text]}.  folders: prepared folders, those that a student was trained on.
     """
     found, hits = hygiene.Overlap(questions), Counter()
     for rows in (open_prepared(f).rows for f in folders):
@@ -155,13 +151,12 @@ def trained_on(rec, name):
 def summary(folder, only=None, odd=None):
     """Score every whole set of answers in a folder, and compare them; flat in memory, since each answer is read once, and a few bytes of it are kept.
 
-    Args:
-        only: (student, system) pairs, in order; all that are whole if none are named.  odd: a file for the answers that AGIEval's own rule reads otherwise, a line of JSON each.
-
-    Returns:
-        dict. `scores`: for each student and message what scores.score gives (nothing on accuracy for open answers, which `judged` is for), the `forms` of the answers by task
-        (procedural.strategy_of), accuracy by AGIEval's `official` rule and by `ours` over the `lettered` questions, `of_read` (of the answers that could be read), that of `chance`, and the `settings`.
-        `versus`: the pairs of one student or under one message that answered the same questions, `a` minus `b` (scores.versus).  `regret`: of each student asked under several strategies (scores.regret).
+    Args:    only: (student, system) pairs, in order; all that are whole if none are named.
+             odd: a file for the answers that AGIEval's own rule reads otherwise, a line of JSON each.
+    Returns: dict. `scores`: for each student and message what scores.score gives (nothing on accuracy for open answers, which `judged` is for), the `forms` of the answers by
+             task (procedural.strategy_of), accuracy by AGIEval's `official` rule and by `ours` over the `lettered` questions, `of_read` (of the answers that could be read),
+             that of `chance`, and the `settings`.  `versus`: the pairs of one student or under one message that answered the same questions, `a` minus `b` (scores.versus).
+             `regret`: of each student asked under several strategies (scores.regret).
     """
     found, scored, kept = evaluate.stored(folder), [], {}
     for who in [who for who in only or sorted(found) if who in found]:
@@ -203,8 +198,7 @@ def judged(folder, only, judge):
 
     Empty answers, and those to questions that were too long, are judged by nobody: `left_out` counts them. What cannot be had stands as `why`.
 
-    Args:
-        only: (student, system) pairs.  judge: an endpoint.Teacher; one without a model is not asked, and the judge's parts are missing.
+    Args:    only: (student, system) pairs.  judge: an endpoint.Teacher; one without a model is not asked, and the judge's parts are missing.
     """
     answers = {who: list(of) for who, of in evaluate.stored(folder).items() if who in only and next(iter(of)).get("kind") == "open"}
     found = {who: said for who, of in answers.items() if (said := [r for r in of if r["text"].strip()])}
@@ -234,11 +228,10 @@ def judged(folder, only, judge):
 def results(root, sets, rec=None, judge=None):
     """Score what was asked, {benchmark: [(student, message)]}, and nothing else that lies in the folder; write `<root>/results.json`, and return what it holds; `disagreements.jsonl` lists what AGIEval's own rule reads otherwise.
 
-    Args:
-        rec: the recipe whose students are among those asked; what they were trained on is held against the questions.  judge: an endpoint.Teacher for open answers, None for none.
-
-    Returns:
-        dict: `scores`, as in `summary`, each with its `benchmark`; `versus` and `regret` by benchmark; `judged`, for open answers, by benchmark; `overlap`: {student: {task: hygiene.report's}}.
+    Args:    rec: the recipe whose students are among those asked; what they were trained on is held against the questions.
+             judge: an endpoint.Teacher for open answers, None for none.
+    Returns: dict: `scores`, as in `summary`, each with its `benchmark`; `versus` and `regret` by benchmark; `judged`, for open answers, by benchmark;
+             `overlap`: {student: {task: hygiene.report's}}.
     """
     root, made, trained = Path(root), {"version": __version__, "scores": [], "versus": {}, "regret": {}, "judged": {}, "overlap": {}}, [s.name for s in rec.stages if s.finished] if rec else []
     with open(root / "disagreements.jsonl", "w", encoding="utf-8") as odd:

@@ -5,11 +5,14 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import orcalab
 from orcalab import config
 from orcalab.progress import clock
+
+NEEDED = ("orcalab.show", "orcalab.train", "orcalab.evaluate", "reasoning_gym", "transformers.models.llama.modeling_llama", "plotly.io._renderers")  # what takes seconds to import
 
 
 def notebooks():
@@ -46,14 +49,29 @@ def refuse_other_inputs(stages):
             raise ValueError(f"{cfg.folder} holds a run with other inputs ({changed}); choose another out, or delete that folder")
 
 
-def worker(target):
-    """Start a process that loads papermill and waits to be told what to execute; the next one loads while this one works."""
+def work(folder):
+    """Start a kernel in a folder, let it import what all notebooks need, and execute the notebook that standard input names, if any."""
+    sys.modules["rfc3987_syntax"] = None  # jsonschema would read a grammar with it, for nearly two seconds
+    from jupyter_client.manager import start_new_kernel
+    from papermill import execute_notebook
+    kernel, client = start_new_kernel(kernel_name="python3", cwd=folder)
+    try:
+        client.execute(f"[__import__(room) for room in {NEEDED}]", silent=True)
+        client.stop_channels()
+        kernel.client_class = "jupyter_client.asynchronous.AsyncKernelClient"  # papermill's own kind
+        if job := sys.stdin.readline():
+            execute_notebook(**json.loads(job), km=kernel, start_timeout=600)
+    finally:
+        kernel.shutdown_kernel(now=True)
+
+
+def worker(path, target, small):
+    """Start a process that waits, with a kernel, to be told to execute a notebook; a `small` one's arithmetic takes one core."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    code = "import json, sys; from papermill import execute_notebook; job = sys.stdin.readline(); job and execute_notebook(**json.loads(job))"
-    env = {**os.environ, "ORCALAB_PROGRESS": str(target.with_suffix(".progress").resolve()), "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    env = {**({"OMP_NUM_THREADS": "1"} if small else {}), **os.environ, "ORCALAB_PROGRESS": str(target.with_suffix(".progress").resolve()), "PYDEVD_DISABLE_FILE_VALIDATION": "1",
            "PYTHONPATH": os.pathsep.join([str(Path(orcalab.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
     with open(target.with_suffix(".log"), "w", encoding="utf-8") as log:
-        return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=log, stderr=log, env=env, text=True)
+        return subprocess.Popen([sys.executable, "-c", f"from orcalab import execute; execute.work({str(path.parent.resolve())!r})"], stdin=subprocess.PIPE, stdout=log, stderr=log, env=env, text=True)
 
 
 def execute(job, path, target, values, label, begun):
@@ -62,9 +80,9 @@ def execute(job, path, target, values, label, begun):
     inside.unlink(missing_ok=True)
     started, spoken, terminal = time.time(), time.time(), sys.stdout.isatty()
     try:
-        print(json.dumps({"input_path": str(path.resolve()), "output_path": str(target.resolve()), "parameters": values,
-                          "kernel_name": "python3", "progress_bar": False, "request_save_on_cell_execute": False,
-                          "shutdown_kernel": "immediate", "cwd": str(path.parent.resolve())}), file=job.stdin, flush=True)
+        with suppress(BrokenPipeError):  # it ended, and its log says why
+            print(json.dumps({"input_path": str(path.resolve()), "output_path": str(target.resolve()), "parameters": values, "kernel_name": "python3",
+                              "progress_bar": False, "request_save_on_cell_execute": False, "coalesce_streams": True, "cwd": str(path.parent.resolve())}), file=job.stdin, flush=True)
         while job.poll() is None:
             time.sleep(0.1)
             text = f"{label} {clock(time.time() - started)}  {glance(inside)}"
@@ -121,14 +139,14 @@ def corridor(rec, given):
             print(f"{label} done before ({clock(state[path.stem]['seconds'])})", flush=True)
         else:
             jobs.append((path, out / "notebooks" / path.name, values, label, seal))
-    ready = worker(jobs[0][1]) if jobs else None
-    for n, (path, target, values, label, seal) in enumerate(jobs, 1):
-        job, ready = ready, worker(jobs[n][1]) if n < len(jobs) else None
+    small, ready = rec.name == "smoke", []  # beside a tiny model's notebook the kernels of the next two get ready; a real model leaves neither core nor memory to them
+    for n, (path, target, values, label, seal) in enumerate(jobs):
+        ready += [worker(*job[:2], small) for job in jobs[n + len(ready):n + 1 + 2 * small]]
         try:
-            seconds = execute(job, path, target, values, label, begun)
+            seconds = execute(ready.pop(0), path, target, values, label, begun)
         finally:
-            if sys.exc_info()[0] and ready:
-                ready.kill()
+            if sys.exc_info()[0]:
+                [job.kill() for job in ready]
         state[path.stem] = {"seal": seal, "seconds": seconds, "stages": sorted(rec.finished)}
         config.write_json(state_file, state)
     return [out / "notebooks" / path.name for path in paths]

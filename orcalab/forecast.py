@@ -30,7 +30,6 @@ DEVICES = {"A100-40": (312e12, 19.5e12, 39.4, True), "A100-80": (312e12, 19.5e12
            "V100-16": (125e12, 15.7e12, 15.8, False), "V100-32": (125e12, 15.7e12, 31.7, False)}
 
 
-
 class Shape(NamedTuple):
     """What a model's cost hangs on: sizes, and numbers of weights by kind."""
 

@@ -158,24 +158,33 @@ class Student:
                  seed: each prompt draws by itself, from the seed and its number.
         Raises:  ValueError: a prompt that leaves no room for max_new_tokens in the model's context, or is empty; a setting out of range.
         """
-        new = {}
-        for i, token, over in self._decode(prompts, max_new_tokens, batch_size, temperature, top_p, seed):
+        for i, said in self.streams(prompts, max_new_tokens, batch_size, temperature, top_p, seed):
+            if isinstance(said, Answer):
+                yield i, said
+
+    def streams(self, prompts, max_new_tokens=512, batch_size=64, temperature=0.0, top_p=1.0, seed=0, table=None, new=None):
+        """Answer many prompts as `answers` does; yield (number of the prompt, piece of its text) as it is made, never half a character, and (number, Answer) behind its last.
+
+        Args:    new: {number: list}, where new ids are put, too.
+        """
+        new, under = {} if new is None else new, {}  # what is under way: a decoder, and what is to be left out in front
+        for i, token, over in self._decode(prompts, max_new_tokens, batch_size, temperature, top_p, seed, table):
+            decode, lead = under.get(i) or (codecs.getincrementaldecoder("utf-8")("replace").decode, self.encoder.template.lead)
             new.setdefault(i, []).append(token)
+            piece = decode(self.bytes_of([token]), over)
+            under[i] = decode, "" if piece else lead
+            if piece := piece.removeprefix(lead):
+                yield i, piece
             if over:
+                del under[i]
                 yield i, self._answer(new.pop(i))
 
     def stream(self, ids, max_new_tokens=512, temperature=0.0, top_p=1.0, seed=0, table=None, new=None):
-        """Answer one prompt; yield its text in pieces as it is made, never half a character, and return the Answer. New ids are put into the list `new`, too."""
-        decode, new = codecs.getincrementaldecoder("utf-8")("replace").decode, [] if new is None else new
-        lead = self.encoder.template.lead
-        for _, token, over in self._decode([ids], max_new_tokens, 1, temperature, top_p, seed, table):
-            new.append(token)
-            piece = decode(self.bytes_of([token]), over)
-            if piece:
-                lead, piece = "", piece.removeprefix(lead)
-            if piece:
-                yield piece
-        return self._answer(new)
+        """Answer one prompt; yield its text in pieces, as `streams` does, and return the Answer. New ids are put into the list `new`, too."""
+        for _, said in self.streams([ids], max_new_tokens, 1, temperature, top_p, seed, table, {0: [] if new is None else new}):
+            if not isinstance(said, Answer):
+                yield said
+        return said
 
     def bytes_of(self, ids):
         """Return the UTF-8 of generated ids, without the ends."""

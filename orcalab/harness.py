@@ -49,11 +49,10 @@ def lm(source, system="", batch_size=8, device="auto", dtype="auto"):
 def run(source, tasks, system="", include="", limit=0, max_new_tokens=512, **how):
     """Ask a student tasks of lm-eval's; return its results, {"results": {task: {...}}, "samples": {task: [...]}, ...}.
 
-    Args:
-        source: a stage's folder, a model's or an adapter's, a base model's name, a hub id.
-        tasks: names of tasks or groups, joined by commas.  include: a folder with YAML files of further tasks.
-        system: a strategy's or message's name, or a text; "" is an empty system turn, None is none.
-        limit: questions of each task, 0 for all.  how: batch_size, device, dtype.
+    Args:    source: a stage's folder, a model's or an adapter's, a base model's name, a hub id.
+             tasks: names of tasks or groups, joined by commas.  include: a folder with YAML files of further tasks.
+             system: a strategy's or message's name, or a text; "" is an empty system turn, None is none.
+             limit: questions of each task, 0 for all.  how: batch_size, device, dtype.
     Raises:  ValueError: lm-eval is not installed, or knows no such task.
     """
     check()

@@ -104,8 +104,7 @@ class Overlap:
     Words are as in `words_of`. A run of words that stands in several questions is a set's own template, identifies none of them, and is not counted;
     questions of the same words are one. A question of 5 to 12 words is one run; a shorter one is left out, and counted in `short`.
 
-    Args:
-        sets: {name: [questions]}.
+    Args:    sets: {name: [questions]}.
     """
 
     def __init__(self, sets):
@@ -148,8 +147,7 @@ class Overlap:
 def questions(paths):
     """Return {name: [questions]} of evaluation sets: BBH's JSON files, AGIEval's JSONL, or any JSONL with a question.
 
-    Raises:
-        RowError: a file that cannot be read, or has no question in it; says which.
+    Raises:  RowError: a file that cannot be read, or has no question in it; says which.
     """
     sets = {}
     for path in files(paths, (".json", ".jsonl")):
@@ -169,8 +167,7 @@ def questions(paths):
 def report(hits, sets):
     """Return the contamination report: for each evaluation set the questions that training rows overlap with, and with how many of which task.
 
-    Args:
-        hits: Counter of (set, number of the question, task of the row), a row once for each question.  sets: {name: number of questions}.
+    Args:    hits: Counter of (set, number of the question, task of the row), a row once for each question.  sets: {name: number of questions}.
     """
     asked, tasks = {name: set() for name in sets}, {name: Counter() for name in sets}
     for (name, number, task), count in hits.items():

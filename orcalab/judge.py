@@ -60,10 +60,9 @@ def agreement(pairs):
 def marks(records, judge, folder):
     """Have each turn of each answer marked from 1 to 10. The summary has the mean mark `by_turn`, too.
 
-    Args:
-        records: dicts with task, number, question and text; of several turns also `turns` (the user's further ones) and `texts` (an answer to each).
-            With `references`, a good answer for each turn, the judge compares with them.
-        judge: an endpoint.Teacher.  folder: where ledger.jsonl stands; several calls and judges may share it.
+    Args:    records: dicts with task, number, question and text; of several turns also `turns` (the user's further ones) and `texts` (an answer to each).
+                 With `references`, a good answer for each turn, the judge compares with them.
+             judge: an endpoint.Teacher.  folder: where ledger.jsonl stands; several calls and judges may share it.
     Raises: ValueError: another number of answers or references than of turns.
     """
     records = list(records)

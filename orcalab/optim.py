@@ -203,8 +203,7 @@ class Optimizer:
                     a.copy_(b, non_blocking=True)
 
     def _fused(self, weights, m, v, grads, decay):
-        torch._fused_adamw_(weights, grads, m, v, [], [self.now] * len(weights), lr=self.lr, beta1=B1, beta2=B2, eps=EPS, weight_decay=decay,
-                            amsgrad=False, maximize=False)
+        torch._fused_adamw_(weights, grads, m, v, [], [self.now] * len(weights), lr=self.lr, beta1=B1, beta2=B2, eps=EPS, weight_decay=decay, amsgrad=False, maximize=False)
 
     def _low(self, n, weight, *moments):
         """Update one weight that has no master, a chunk at a time; its random bits hang on seed, step and name alone."""

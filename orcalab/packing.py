@@ -85,9 +85,7 @@ def best_fit(lengths, seq_len, seed=0):
     pack_of[waiting] = _fill(lengths[waiting], room, seq_len)
     sums = np.bincount(pack_of, lengths).astype(np.int32)
     emptiest = _sorted(sums)[: max(4, len(sums) // 5)]
-    chosen = np.zeros(len(sums), bool)
-    chosen[emptiest] = True
-    again = np.flatnonzero(chosen[pack_of])
+    again = np.flatnonzero(np.isin(pack_of, emptiest))
     again = again[_sorted(lengths[again])[::-1]]
     fewer = _fill(lengths[again], np.empty(0, np.int32), seq_len)
     if fewer.max() + 1 < (sums[emptiest] > 0).sum():
@@ -180,8 +178,7 @@ def plan(lengths, seq_len, packs_needed=None, method="best_fit", seed=0, epochs=
         if not packs_needed and epoch >= epochs:
             chance = chance[: -made % multiple]
         size = np.diff(new.ends, prepend=0)[chance]
-        starts = (new.ends - np.diff(new.ends, prepend=0))[chance]
-        chosen = new.members[spans(starts, size)]
+        chosen = new.members[spans(new.ends[chance] - size, size)]
         members.append(np.asarray(mine, np.int32)[chosen] if draws else chosen)
         sizes.append(size)
         made, epoch = made + len(size), epoch + 1
@@ -219,5 +216,4 @@ def pack(examples, packs, seq_len, pad_id=0):
 
 def lengths_of(segment):
     """Return the tokens of each example in one row of `Packed.segment`, and the padding behind them."""
-    cuts = np.flatnonzero(np.diff(segment)) + 1
-    return np.diff([0, *cuts, len(segment)]).tolist()
+    return np.diff([0, *np.flatnonzero(np.diff(segment)) + 1, len(segment)]).tolist()

@@ -1,24 +1,190 @@
-"""Views to type into, for a notebook. What they show comes from functions that the notebook hands over."""
+"""Tokens, answers and conversations as HTML, each with a printed twin, and views to type into. What they show comes from plain data and from functions that a notebook hands over."""
 
 import html
 import threading
 import time
+from functools import partial
+
+from orcalab import chatml
 
 FILTERED = "[Content Filtered]"  # what a moderator leaves of a text, as on Orca 2's model card
-TURNS = {"system": ("0 10%", "center", "transparent;font-style:italic;opacity:.7;text-align:center", 90), "user": ("0 0 0 18%", "end", "#0072B266", 36),  # margin, side, ground, colour
+TURNS = {"system": ("0 10%", "center", "transparent;font-style:italic;opacity:.7;text-align:center", 39), "user": ("0 0 0 18%", "end", "#0072B266", 36),  # margin, side, ground, colour
          "assistant": ("0 18% 0 0", "start", "#8A8A8A40", 32), FILTERED: ("0 18% 0 0", "start", "#D55E0059;font-style:italic", 31)}                     # in a terminal
+KINDS = {"special": ("#CC79A7", 35), "byte": ("#E69F00", 33), "digit": ("#56B4E9", 36), "character": ("#0072B2", 34), "piece": ("#8A8A8A", 39)}  # of tokens: colour, and that of a terminal
+LEARNED = {True: ("#009E73", 32), False: ("#8A8A8A", 39)}
+NATS = ((0.1, "#8A8A8A", 39), (0.5, "#F0E442", 36), (1.5, "#E69F00", 33), (3.0, "#D55E00", 31), (float("inf"), "#CC79A7", 35))  # below so much: colours
+WRAP = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.4"  # of what a model wrote
 
 
-def painter(encode, text):
-    """Return a view: type a text, watch its tokens. Its printed twin is chatml.paint, or show.pieces with ansi.
+def wrong(e):
+    """Return an exception as HTML."""
+    return f'<div style="color:#D55E00;{WRAP}">{html.escape(f"{type(e).__name__}: {e}")}</div>'
 
-    Args:    encode: a function from text to HTML, such as one that calls show.tokens or show.pieces.
+
+def chips(cells, ansi=False):
+    """Return tokens side by side as HTML, with more on hover, or their printed twin; of few tokens, ids stand below.
+
+    Args:    cells: for each token (its text, (colour, terminal's colour), its id, what is told on hovering).
+    """
+    if ansi:
+        return " ".join(f"\x1b[{shade}m{text.replace(' ', '▁').replace(chr(10), '⏎')}\x1b[0m" for text, (_, shade), *_ in cells)
+    chip = ('<span style="display:inline-block;background:{}59;border-radius:3px;margin:1px;padding:0 2px;text-align:center;line-height:1.5" title="{}">{}{}</span>{}')
+    below = lambda i: f'<span style="display:block;font-size:9px;line-height:1.1;opacity:.6">{i}</span>' if i != "" and len(cells) <= 120 else ""
+    words = lambda text: html.escape(text).replace("\n", "⏎").replace(" ", "&nbsp;") or "&nbsp;"
+    return '<div style="font-family:monospace;line-height:1.9;overflow-wrap:anywhere">' + "".join(
+        chip.format(colour, html.escape(told), words(text), below(i), "<br>" if "\n" in text else "<wbr>") for text, (colour, _), i, told in cells) + "</div>"
+
+
+def tokens(ids, mask, tokenizer, losses=(), ansi=False):
+    """Return the tokens of an example: targets green, context grey; or each in the colour of its loss.
+
+    Args:    losses: nats of each token but the first, as it was predicted from those before it.
+    """
+    table, cells = chatml.encoder(tokenizer).tokens.bytes, []
+    for at, (i, m) in enumerate(zip(map(int, ids), mask)):
+        raw, kind = table[i], "special" if i in tokenizer.added_tokens_decoder else f"bytes {table[i].hex(' ')}"
+        text = raw.decode(errors="replace")
+        text = text if text.encode() == raw else "".join(f"<{b:02X}>" for b in raw)
+        lost = losses[at - 1] if len(losses) and at else None
+        colour = LEARNED[bool(m)] if not (m and len(losses)) else next(shades for limit, *shades in NATS if lost < limit)
+        cells.append((text, colour, "" if len(losses) else i, f"id {i}, {kind}, {'target' if m else 'context'}" + (f", {lost:.2f} nats" if lost is not None else "")))
+    return chips(cells, ansi)
+
+
+def pieces(ids, known, ansi=False):
+    """Return tokens coloured by kind, spaces as ▁.
+
+    Args:    known: (text, kind) of every id, a kind being one of KINDS.
+    """
+    return chips([(known[i][0].replace(" ", "▁"), KINDS[known[i][1]], i, f"id {i}, {known[i][1]}") for i in ids], ansi)
+
+
+def loss_map(ids, mask, tokenizer, losses, ansi=False):
+    """Return one answer as several models see it: each token in the colour of its loss, a block a model, or the printed twin.
+
+    Args:    losses: {name of the model: nats of each token but the first}.
+    """
+    at, out = next(at for at, m in enumerate(mask) if m) - 1, []  # the token that the first target is predicted from
+    for name, nats in losses.items():
+        own = [n for n, m in zip(nats, mask[1:]) if m]
+        said, view = f"{sum(own) / len(own):.2f} nats a target, {sum(own):.1f} in all", tokens(ids[at:], mask[at:], tokenizer, nats[at:], ansi)
+        out.append(f"{name}: {said}\n{view}" if ansi else f'<p style="margin:.8em 0 .1em"><b>{html.escape(name)}</b> {said}</p>{view}')
+    key = chips([(f"under {limit:g}" if limit < 9 else "more", shades, "", "nats of a target") for limit, *shades in NATS], ansi)
+    return "\n".join([*out, f"nats of a target: {key}"])
+
+
+def play(paint, **controls):
+    """Return a view whose HTML follows its controls. Its printed twin is what `paint` returns where it prints.
+
+    Args:    paint: a function from the controls' values, by name, to HTML.
+             controls: a text (typed), a (value, low, high) or (value, low, high, step) (a slider), or a list (a choice, the first of them chosen).
     """
     import ipywidgets as widgets
-    box = widgets.Textarea(value=text, description="user", layout={"width": "95%", "height": "80px"})
-    out = widgets.HTML()
-    widgets.dlink((box, "value"), (out, "value"), encode)
-    return widgets.VBox([box, out])
+
+    def control(name, given):
+        how = {"description": name.replace("_", " "), "style": {"description_width": "initial"}}
+        if isinstance(given, str):
+            return widgets.Textarea(value=given, layout={"flex": "1 1 100%", "height": "80px"}, **how)
+        if isinstance(given, list):
+            return widgets.Dropdown(options=given, layout={"flex": "1 1 200px", "width": "auto"}, **how)
+        kind = widgets.IntSlider if all(isinstance(x, int) for x in given) else widgets.FloatSlider
+        return kind(**dict(zip(("value", "min", "max", "step"), given)), readout_format="d" if kind is widgets.IntSlider else ".4f", layout={"flex": "1 1 300px", "width": "auto"}, **how)
+
+    boxes, out = {name: control(name, given) for name, given in controls.items()}, widgets.HTML()
+
+    def draw(_=None):
+        try:
+            out.value = paint(**{name: box.value for name, box in boxes.items()})
+        except Exception as e:  # what is half typed may be wrong, and nobody sees a callback's traceback
+            out.value = wrong(e)
+    for box in boxes.values():
+        box.observe(draw, "value")
+    draw()
+    return widgets.VBox([widgets.HBox(list(boxes.values()), layout={"display": "flex", "flex_flow": "row wrap"}), out])
+
+
+def explore(records, student="all", message="all", task="all", verdict="all", words="", page=1, ansi=False, most=8):
+    """Return the answers that pass, question by question, as HTML or printed.
+
+    Args:    records: of evaluate.ask or read_answers, all in one list.  verdict: all, right, wrong, not read, or differ (not all of a question's answers are right, or wrong).
+             words: to be found in a question or an answer.  page: of `most` questions.
+    """
+    asked, passes = {}, {"all": lambda a: True, "right": lambda a: any(r["right"] for r in a), "wrong": lambda a: any(not r["right"] for r in a),
+                         "not read": lambda a: any(not r["format_ok"] for r in a), "differ": lambda a: len({bool(r["right"]) for r in a}) > 1}
+    for r in records:
+        if student in ("all", r["student"]) and message in ("all", r["system"]) and task in ("all", r["task"]):
+            asked.setdefault((r["task"], r["number"]), []).append(r)
+    found = [a for a in asked.values() if passes[verdict](a) and words.lower() in "\n".join([a[0]["question"], *(r["text"] for r in a)]).lower()]
+    right, pages, text = [r["right"] for a in found for r in a], max(1, -(-len(found) // most)), str if ansi else html.escape
+    out = [f"{len(found)} of {len(asked)} questions; {sum(right)} of their {len(right)} answers are right; page {min(page, pages)} of {pages}"]
+    for a in found[most * (min(page, pages) - 1):][:most]:
+        of = f"{a[0]['task']} {a[0]['number']}"
+        told = [(f"{'✓' if r['right'] else '✗'} {r['student']}, {r['system']}, {r['tokens']} tokens", text(r["text"].strip() or "(nothing)"), r["right"]) for r in a]
+        question, gold = text(a[0]["question"].strip()), text(f"gold: {a[0]['gold']}")
+        if ansi:
+            out += [f"\n{of}: {question}\n{gold}", *(f"  \x1b[{LEARNED[ok][1] if ok else 31}m{who}\x1b[0m  {said}" for who, said, ok in told)]
+        else:
+            said = "".join(f'<div style="flex:1 1 260px;min-width:0;border-left:3px solid {LEARNED[True][0] if ok else "#D55E00"};padding-left:.7em"><small>{html.escape(who)}</small><div style="{WRAP}">{said}</div></div>' for who, said, ok in told)
+            out.append(f'<div style="border-top:1px solid #8886;margin:.5em 0;padding:.3em 0"><b>{html.escape(of)}</b><div style="{WRAP}">{question}\n<i>{gold}</i></div><div style="display:flex;flex-wrap:wrap;gap:.5em 1em;margin-top:.3em">{said}</div></div>')
+    return ("\n" if ansi else "").join(out)
+
+
+def explorer(records):
+    """Return a view of all answers: filtered by student, message, task, verdict and words. Its printed twin is `explore` with ansi."""
+    names = lambda key: ["all", *dict.fromkeys(r[key] for r in records)]
+    return play(partial(explore, records), verdict=["all", "differ", "right", "wrong", "not read"], task=names("task"), student=names("student"), message=names("system"), page=(1, 1, 50), words="")
+
+
+def board(texts, ansi=False):
+    """Return what several students say under several messages, side by side: a row a message, a column a student; or the printed twin.
+
+    Args:    texts: {(student, message): text}.
+    """
+    students, messages = (list(dict.fromkeys(key[n] for key in texts)) for n in (0, 1))
+    if ansi:
+        return "\n\n".join(f"\x1b[36m{m}\x1b[0m\n" + "\n".join(f"  \x1b[32m{s}:\x1b[0m {texts.get((s, m), '')}" for s in students) for m in messages)
+    cell = lambda text, tag="td": f'<{tag} style="vertical-align:top;text-align:left;{WRAP};padding:.4em .6em;border:1px solid #8884">{html.escape(text)}</{tag}>'
+    rows = ([cell(m, "th"), *(cell(texts.get((s, m), "")) for s in students)] for m in messages)
+    return f'<table style="width:100%;table-layout:fixed;border-collapse:collapse">{"".join(f"<tr>{chr(10).join(r)}</tr>" for r in ([cell(x, "th") for x in ("", *students)], *rows))}</table>'
+
+
+def switchboard(ask, students, messages, question):
+    """Return a view that puts one question to all students under all messages; the answers come side by side. Its printed twin is `board` with ansi.
+
+    Args:    ask: a function from a student's name, a question and the messages' names; yields (message, piece of the answer) as they come.
+             students, messages: names.  question: what stands in the box at first.
+    """
+    import ipywidgets as widgets
+    box = widgets.Textarea(value=question, layout={"width": "auto", "height": "90px"})
+    go, stop = widgets.Button(description="Ask", icon="paper-plane", button_style="primary"), widgets.Button(description="Stop", icon="stop", disabled=True)
+    out, halt, texts = widgets.HTML(), threading.Event(), {}
+
+    def work():
+        drawn, trouble = 0.0, ""
+        try:
+            live = {s: ask(s, box.value, messages) for s in students}
+            while live and not halt.is_set():
+                for s in list(live):
+                    if (said := next(live[s], None)) is None:
+                        del live[s]
+                    else:
+                        texts[s, said[0]] += said[1]
+                if time.monotonic() > drawn + 0.1:
+                    out.value, drawn = board(texts), time.monotonic()
+        except Exception as e:
+            trouble = wrong(e)
+        out.value, go.disabled, stop.disabled = trouble + board(texts), False, True
+
+    def begin(_):
+        if not go.disabled:
+            go.disabled, stop.disabled = True, False
+            halt.clear()
+            texts.update({(s, m): "" for m in messages for s in students})
+            threading.Thread(target=work, daemon=True).start()
+
+    go.on_click(begin)
+    stop.on_click(lambda _: halt.set())
+    return widgets.VBox([box, widgets.HBox([go, stop]), out])
 
 
 def bubbles(messages, ansi=False):

@@ -1,14 +1,51 @@
 """What a run found: a table on the terminal, and report.html, both made from what lies in the run folders."""
 
+import base64
+import gzip
 import html
+import inspect
 import json
 from itertools import product
 from pathlib import Path
 
-from orcalab import config, evaluate, exam, show, sweep, tasks
+from orcalab import config, evaluate, exam, panels, show, sweep, tasks
 from orcalab.scores import compare, score
 
 PAIRS = (("stage3_gpt4", "answer_only"), ("explained_erased", "bare_answers"))  # explained and erased, and the control of bare answers
+
+
+STYLE = """body{font:16px/1.6 system-ui,sans-serif;max-width:1060px;margin:2em auto;padding:0 1em;color:#222}
+table{border-collapse:collapse;font-size:13px;margin:1em 0;display:block;overflow-x:auto}td,th{padding:5px 9px;
+border-bottom:1px solid #8884;white-space:nowrap}
+h1{font-size:1.7em}h2{margin-top:2em;border-top:1px solid #8884;padding-top:1em}pre{background:#8881;padding:1em;
+overflow-x:auto;font-size:12px}nav{columns:2;margin:1.5em 0}.big{font-size:1.25em}figure{margin:1em 0}
+@media(prefers-color-scheme:dark){body{background:#15171a;color:#ddd}a{color:#7ab8ff}}@media print{nav,summary{display:none}figure,tr{break-inside:avoid}}"""
+
+# plotly's code lies in the page packed, a third of its size; the figures' data as they are
+DRAW = """<script>new Response(new Blob([Uint8Array.from(atob("PACKED"),c=>c.charCodeAt(0))]).stream().pipeThrough(new DecompressionStream("gzip"))).text().then(code=>{
+const s=document.createElement("script");s.textContent=code;document.head.append(s);document.querySelectorAll(".plotly-graph-div").forEach(d=>{
+const f=JSON.parse(d.previousElementSibling.textContent);f.layout.font.color=matchMedia("(prefers-color-scheme:dark)").matches?"#bbb":"#555";Plotly.newPlot(d,f.data,f.layout,{displayModeBar:false,responsive:true})})})</script>"""
+
+
+def page(path, title, lead, sections):
+    """Write one HTML file that opens offline, with a table of contents.
+
+    Args:
+        lead: one paragraph, HTML.
+        sections: list of (heading, list of figures or HTML strings).
+    """
+    from plotly.offline import get_plotlyjs
+    nav = "".join(f'<div><a href="#s{n}">{html.escape(h)}</a></div>' for n, (h, _) in enumerate(sections))
+    drawn = lambda x: x if isinstance(x, str) else (f'<figure role="img" aria-label="{html.escape(show.alt(x))}"><script type="application/json">{x.to_json().replace("</", "<" + chr(92) + "/")}</script>'
+                                                    f'<div class="plotly-graph-div" style="height:{x.layout.height}px"></div><noscript>{html.escape(show.alt(x))}</noscript></figure>')
+    body = (f'<h2 id="s{n}">{html.escape(heading)}</h2>{"".join(map(drawn, items))}' for n, (heading, items) in enumerate(sections))
+    packed = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+    text = (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+            f'<h1>{html.escape(title)}</h1><p class="big">{lead}</p><nav>{nav}</nav>{"".join(body)}{DRAW.replace("PACKED", packed)}</html>')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    side = path.with_name(path.name + ".part")
+    side.write_text(text, encoding="utf-8")
+    return side.replace(path)
 
 
 def pair(records):
@@ -55,10 +92,14 @@ def write_report(rec):
                          show.table(rows, ["stage", "steps", "tokens", "targets", "first loss", "last loss", "tokens/s"])]))
         sections.append(("What the stages were trained on", [show.mixture(*(config.read_json(out / "prepared" / c["seal"]["data"] / "card.json") for c in cards))]))
     if scores:
-        sections.append(("Answers to read", [answers_table(records)]))
+        names = [n for n in ("base", *pair(records)) if n in records] or list(records)[:1]
+        some = sorted((r for n in names for r in records[n] if r["number"] < 2), key=lambda r: r["task"])
+        sections.append(("Answers to read", [panels.explore(some, most=len(some))]))
     if trained:
-        sections.append(("Settings and fingerprints", [f"<pre>{html.escape(rec.doc)}</pre>", f"<pre>{html.escape(json.dumps(cards, indent=1))}</pre>"]))
-    return show.report(out / "report.html", f"orcalab: recipe {rec.name}, seed {rec.seed}", lead, sections), finding(rec.tasks, scores, several, records)
+        prints = [[c["name"], *(c["seal"][k] for k in ("data", "tokenizer", "weights")), ", ".join(f"{k} {v}" for k, v in c["versions"].items())] for c in cards]
+        sections.append(("Settings and fingerprints", [f"<pre>{html.escape(inspect.cleandoc(rec.doc))}</pre>", show.table(prints, ["stage", "rows", "tokenizer", "starts from weights", "made with"]),
+                         *(f"<details><summary>{html.escape(c['name'])}, all of it</summary><pre>{html.escape(json.dumps(c, indent=1))}</pre></details>" for c in cards)]))
+    return page(out / "report.html", f"orcalab: recipe {rec.name}, seed {rec.seed}", lead, sections), finding(rec.tasks, scores, several, records)
 
 
 def write_sweep(folder):
@@ -86,9 +127,9 @@ def write_sweep(folder):
     for stage in [s for s in students if any(s in r["stages"] for r in runs.values())]:
         have = [name for name, r in runs.items() if stage in r["stages"]]
         figures.append(show.loss_curve(*(folder / name / stage for name in have), names=have).update_layout(title_text=f"Loss of {stage}, run by run"))
-    page = show.report(folder / "sweep.html", f"orcalab: {folder.name}", f"{len(runs)} runs, {len(left)} of them not done.",
+    made = page(folder / "sweep.html", f"orcalab: {folder.name}", f"{len(runs)} runs, {len(left)} of them not done.",
                        [("Runs beside each other", [show.table(rows, head), *(f"<p>{html.escape(x)}</p>" for x in said), *figures])])
-    return page, "\n".join([show.text_table(rows, head), *said]), left
+    return made, "\n".join([show.text_table(rows, head), *said]), left
 
 
 def html_lead(rec, records):
@@ -104,17 +145,6 @@ def html_lead(rec, records):
                    f"held-out questions (mean over tasks), the one that saw answers only, from the same checkpoint and for the same number of "
                    f"tokens, <b>{b['macro']:.1%}</b>: a difference of <b>{100 * c['macro']:.1f}</b> points "
                    f"[{100 * c['low']:.1f}, {100 * c['high']:.1f}].")
-
-
-def answers_table(records):
-    """Return the first two answers per task of the last students, side by side, as HTML."""
-    names = [n for n in ("base", *pair(records)) if n in records] or list(records)[:1]
-    rows = []
-    for r in records[names[0]]:
-        if r["number"] < 2:
-            same = [next(x for x in records[n] if (x["task"], x["number"]) == (r["task"], r["number"])) for n in names]
-            rows.append([r["task"], r["question"][-90:], r["gold"], *(("✓ " if x["right"] else "✗ ") + x["text"][:160] for x in same)])
-    return show.table(sorted(rows), ["task", "question (end)", "gold", *names])
 
 
 def beside_paper(made):
@@ -201,5 +231,5 @@ def write_exam(rec, root, sets, judge=None):
     if any(made["judged"].values()):
         sections.append(("What no parser can say", [f"<pre>{html.escape(json.dumps(made['judged'], indent=1))}</pre>"]))
     lead = f"{sum(s['questions'] for s in made['scores']):,} answers to questions of {', '.join(took)}, greedy, without examples."
-    path = show.report(root / "report.html", f"orcalab: benchmarks, recipe {rec.name}", lead, sections)
+    path = page(root / "report.html", f"orcalab: benchmarks, recipe {rec.name}", lead, sections)
     return path, "\n\n".join([*(show.text_table(*x) for x in tables.values() if x[0]), notes(made)]).strip()

@@ -15,9 +15,7 @@ from orcalab import chatml
 from orcalab.config import RowError, choose, listed, nearest
 from orcalab.families import family_of
 
-FIELDS = ("messages", "text", "system_prompt", "question", "response", "id", "source", "task", "strategy", "teacher",
-          "original_system", "answer", "explanation", "kind")
-KNOWN = frozenset(FIELDS)
+FIELDS = ("messages", "text", "system_prompt", "question", "response", "id", "source", "task", "strategy", "teacher", "original_system", "answer", "explanation", "kind")
 OTHERS = {"system": "system_prompt", "instruction": "question", "output": "response", "conversations": "messages", "conversation": "messages"}  # other projects' names
 
 
@@ -42,8 +40,7 @@ class Row:
 def parse(path, number, text):
     """Return the object of a JSONL line.
 
-    Raises:
-        RowError: file:line; a line that is not JSON, or not an object.
+    Raises:  RowError: file:line; a line that is not JSON, or not an object.
     """
     try:
         item = json.loads(text)
@@ -59,10 +56,9 @@ def row_of(item, where, source, number):
     """Return the row of a dictionary: `messages`, or `system_prompt` / `question` / `response`, or `text` alone; without
     a response, a question for a teacher, or one whose gold `answer` is the response.
 
-    Raises:
-        RowError: where, and the field: a missing or misspelt one, or a conversation that does not end with the assistant.
+    Raises:  RowError: where, and the field: a missing or misspelt one, or a conversation that does not end with the assistant.
     """
-    for key in item.keys() - KNOWN:  # words that nobody reads would be lost without a word
+    for key in item.keys() - FIELDS:  # words that nobody reads would be lost without a word
         meant = OTHERS.get(key) if "messages" not in item else None
         if (meant := meant or "".join(get_close_matches(key, ["system_prompt"], 1, 0.85))) and meant not in item:
             raise RowError(f"{where}: {key!r}: did you mean {meant!r}?")
@@ -70,7 +66,7 @@ def row_of(item, where, source, number):
         if twice := sorted({"system_prompt", "question", "response", "text"} & set(item)):
             raise RowError(f"{where}: 'messages' and {twice}: a row has the one or the other")
         messages = item["messages"]
-    elif "question" in item and ("response" in item or "text" not in item and not get_close_matches("response", item.keys() - KNOWN, 1, 0.6)):
+    elif "question" in item and ("response" in item or "text" not in item and not get_close_matches("response", item.keys() - FIELDS, 1, 0.6)):
         system = [{"role": "system", "content": item["system_prompt"]}] if item.get("system_prompt") else []
         asked, gold = ("" if item.get(k) is None else item[k] for k in ("question", "answer"))
         replied = "response" in item or gold != ""  # if not, it is a question for a teacher
@@ -108,8 +104,7 @@ def tsv(path, number, text):
     parts = [p.replace("\\n", "\n").strip() for p in text.split("\t")]
     if len(parts) != 3 or not all(parts):
         empty = [n for n, p in zip(("question", "answer", "explanation"), parts + [""] * 3) if not p]
-        raise RowError(f"{path}:{number}: expected question, answer, explanation between tabs, got {len(parts)} "
-                       f"fields{f', empty: {empty}' if empty else ''}")
+        raise RowError(f"{path}:{number}: expected question, answer, explanation between tabs, got {len(parts)} fields{f', empty: {empty}' if empty else ''}")
     question, answer, explanation = parts
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return Row(id=f"{name}-{number}", source="flan_cot", task=name, strategy=family_of(name).strategy,
@@ -152,11 +147,8 @@ class Stacked(OnDisk):
 class Lines(OnDisk):
     """The rows of files, a line each: some 18 bytes a row in memory. Can be sent to another process.
 
-    Args:
-        reader: makes a Row of (path, line number, text).
-
-    Raises:
-        RowError: an empty file; and, when a row is asked for, whatever is wrong with its line.
+    Args:    reader: makes a Row of (path, line number, text).
+    Raises:  RowError: an empty file; and, when a row is asked for, whatever is wrong with its line.
     """
 
     def __init__(self, paths, reader):
@@ -200,8 +192,7 @@ class Lines(OnDisk):
 def files(paths, suffixes, pattern="*", leave_out=None):
     """Return the readable files behind comma-separated paths of files and folders, sorted.
 
-    Args:
-        pattern: which files of a folder, as in Path.glob.  leave_out: a regular expression of names inside a folder that are not wanted.
+    Args:    pattern: which files of a folder, as in Path.glob.  leave_out: a regular expression of names inside a folder that are not wanted.
     """
     found = []
     for path in map(Path, listed(paths)):

@@ -71,8 +71,7 @@ def select(part, found, cfg):
         rows, at, said["joined"] = mine[flat], np.cumsum(sizes) - sizes, len(kept)
         first, piece = rows[at], piece[order][flat][at]
     elif few > 0:
-        group = np.where(able[kept], _group(found, kept), np.arange(len(kept), dtype=np.uint64))
-        shown = shots_of(group, rng)
+        shown = shots_of(np.where(able[kept], _group(found, kept), np.arange(len(kept), dtype=np.uint64)), rng)
         rows, sizes, first = kept[shown[shown >= 0]], (shown >= 0).sum(1), kept
     else:
         rows, sizes, first = kept, np.ones(len(kept), int), kept

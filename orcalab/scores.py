@@ -118,9 +118,8 @@ def score(records):
     Records that have a `seed` are those of several students, one for each seed, that answered the same questions: questions and seeds are drawn
     anew. Of few seeds that draws too narrow an interval where they differ much, so look at each seed, too.
 
-    Returns:
-        dict: macro, low, high, tasks_low, tasks_high (None for one task), by_task, intervals {task: [low, high]}, questions; format_ok, tokens (mean new tokens),
-        cut (share that hit max_new_tokens), reasons {stop reason: answers}; these also as {task: ...} in format_by_task, tokens_by_task, ...
+    Returns: dict: macro, low, high, tasks_low, tasks_high (None for one task), by_task, intervals {task: [low, high]}, questions; format_ok, tokens (mean new tokens),
+             cut (share that hit max_new_tokens), reasons {stop reason: answers}; these also as {task: ...} in format_by_task, tokens_by_task, ...
     """
     tasks, facts, marked = gather(records)
     by_task = {t: float(a.outcomes.mean()) for t, a in tasks.items()}
@@ -145,8 +144,7 @@ def compare(a, b):
     for itself, and as right or wrong, so where questions share a passage, tasks have unlike numbers of them, or answers have values, p is the bootstrap's (`test` says which). With several seeds (see
     `score`) seeds are drawn, too, and there is no p: the answers of several seeds to one question are not independent.
 
-    Returns:
-        dict: macro (difference), low, high, tasks_low, tasks_high, only_a, only_b (questions on which a, or b, did better), p, test, by_task, intervals.
+    Returns: dict: macro (difference), low, high, tasks_low, tasks_high, only_a, only_b (questions on which a, or b, did better), p, test, by_task, intervals.
     """
     (found,) = versus({0: a, 1: b}).values()
     return {k: v for k, v in found.items() if k != "holm"}
@@ -197,8 +195,7 @@ def regret(by_strategy, chosen, splits=20):
     The best of several is best by luck, too (the winner's curse): measured where it was chosen (`naive`) its lead is too large. So it is chosen on one half of a task's questions
     and measured on the other, both ways, over several random halves; that errs to the low side, since half finds the best less surely. `low` is from these, `high` from naive.
 
-    Returns:
-        dict: macro, low, high, tasks_low, tasks_high, naive, by_task {task: {best (on all its questions), regret, low, high, naive}}; below zero, choosing gains.
+    Returns: dict: macro, low, high, tasks_low, tasks_high, naive, by_task {task: {best (on all its questions), regret, low, high, naive}}; below zero, choosing gains.
     """
     rng, honest, naive, best, read = np.random.default_rng(0), {}, {}, {}, [gather(r) for r in (chosen, *by_strategy.values())]
     for tasks, _, _ in read[1:]:

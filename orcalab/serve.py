@@ -139,8 +139,7 @@ class Endpoint:
 
     def __init__(self, folder):
         self.student, self.lock = Student(folder), Lock()
-        guarded = os.environ.get("CONTENT_SAFETY_ENDPOINT") or os.environ.get("CONTENT_SAFETY_KEY")
-        self.moderate = safety.ContentSafety() if guarded else lambda text: ""
+        self.moderate = safety.ContentSafety() if os.environ.get("CONTENT_SAFETY_ENDPOINT") or os.environ.get("CONTENT_SAFETY_KEY") else lambda text: ""
 
     def answer(self, request):
         """Return a list of strings, one for each input; `read` says what a request is.
@@ -169,10 +168,8 @@ class Endpoint:
         """Answer a request's text for AzureML: (HTTP status, what to send as JSON)."""
         try:
             return 200, self.answer(raw)
-        except ValueError as e:
-            return 400, {"message": str(e)}
-        except safety.Unmoderated as e:
-            return 503, {"message": str(e)}
+        except (ValueError, safety.Unmoderated) as e:
+            return 400 if isinstance(e, ValueError) else 503, {"message": str(e)}
 
     def predict(self, data, params=None):
         """Answer for MLflow: a list, as it came in, or an array or a data frame from whoever loads the model himself."""

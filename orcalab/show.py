@@ -1,4 +1,4 @@
-"""Figures, token views and the report: from lists and run folders, never from a live model."""
+"""Figures and tables: from lists and run folders, never from a live model."""
 
 import html
 import json
@@ -12,8 +12,10 @@ from pathlib import Path
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema, which the first figure asks for, would read a grammar with it for nearly two seconds
 # Okabe and Ito's palette: told apart by colour-blind readers, and on light and dark ground alike
 BLUE, ORANGE, GREEN, SKY, PURPLE, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#CC79A7", "#D55E00", "#8A8A8A"
+PALE, DARK = "rgba(128,128,128,.28)", "rgba(128,128,128,.6)"  # one document and the next
 COLOURS = {"bare_answers": ORANGE, "explained_kept": PURPLE, "explained_erased": GREEN, "explained_generic": BLUE, "base": GREY, "stage1_flan": SKY, "stage2_chatgpt": BLUE, "stage3_gpt4": GREEN, "answer_only": ORANGE}
 NAMES = {"base": "base model", "stage1_flan": "stage 1: short answers", "stage2_chatgpt": "stage 2: explained",
          "stage3_gpt4": "stage 3: strategies, erased", "answer_only": "control: answers only",
@@ -22,15 +24,40 @@ NAMES = {"base": "base model", "stage1_flan": "stage 1: short answers", "stage2_
 MEMORY = {"weights": BLUE, "adapter": RED, "masters": SKY, "optimizer": GREEN, "gradients": PURPLE, "gathered": "#666699", "activations": ORANGE, "loss": "#B8860B", "temporary": "#F0E442", "process": GREY}  # forecast's kinds
 SMALL = {"grad_norm": ("gradient norm before clipping", ".3g", PURPLE), "lr": ("learning rate", ".2e", SKY),  # what, format, colour of training's small panels
          "lost_updates": ("updates lost to rounding", "z.2%", RED), "tokens_per_s": ("tokens a second", ",.0f", GREEN)}
-KINDS = {"special": (PURPLE, 35), "byte": (ORANGE, 33), "digit": (SKY, 36), "character": (BLUE, 34), "piece": (GREY, 90)}  # also for a terminal
 
 
-def _figure(title, x="", y="", height=380, fig=None, **layout):
-    fig = fig or go.Figure()
-    fig.update_layout(title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 16}}, height=height,
+class Figure(go.Figure):
+    """A plotly figure that also shows itself as words (`alt`), for whoever does not see it."""
+
+    def _repr_mimebundle_(self, *args, **kwargs):
+        return {**super()._repr_mimebundle_(*args, **kwargs), "text/plain": alt(self)}
+
+    def _ipython_display_(self):
+        from IPython.display import display
+        display(self._repr_mimebundle_(), raw=True)
+
+
+def alt(fig):
+    """Return a figure in words: its title, its caption with the numbers that matter, its axes, and what is drawn.
+
+    >>> alt(memory({"a100": {"weights": 12.5, "gradients": 3.0}}))
+    'Memory, planned by kind. a100 needs most: 15.5 GiB. Across: GiB. Drawn: weights, gradients.'
+    """
+    title, drawn = fig.layout.title, ", ".join(dict.fromkeys(trace.name for trace in fig.data if trace.name))
+    parts = (title.text, title.subtitle.text, (x := fig.layout.xaxis.title.text) and f"Across: {x}", (y := fig.layout.yaxis.title.text) and f"Up: {y}", drawn and f"Drawn: {drawn}")
+    return "".join(f"{re.sub('<[^>]+>', ' ', part)}. " for part in parts if part).strip()
+
+
+def figure(title, x="", y="", said="", height=380, fig=None, **layout):
+    """Return a figure in the look of this book: readable on light and dark ground, `said` below its title.
+
+    Args:    title: what is asked.  x, y: what the axes are, with units.  said: the caption, computed from the data.  height: in pixels.
+    """
+    fig = fig or Figure()
+    fig.update_layout(title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 16}, "subtitle": {"text": said, "font": {"size": 13}}}, height=height + 16 * bool(said),
                       template="plotly_white", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
                       font={"family": "system-ui, sans-serif", "size": 13, "color": "#777"},
-                      margin={"l": 60, "r": 20, "t": 60, "b": 50}, legend={"orientation": "h", "y": -0.22}, **layout)
+                      margin={"l": 60, "r": 20, "t": 60 + 16 * bool(said), "b": 50}, legend={"orientation": "h", "y": -0.22}, **layout)
     lines = {"gridcolor": "rgba(128,128,128,.25)", "zerolinecolor": "rgba(128,128,128,.4)"}
     return fig.update_xaxes(title=x, **lines).update_yaxes(title=y, **lines)
 
@@ -51,8 +78,7 @@ def _mean(values):
 
 def loss_curve(*folders, names=()):
     """Draw the loss of one or more runs by tokens seen, each with its running mean; `names` tell runs of one stage apart."""
-    note = "<br><sup>stages learn different words, so their losses cannot be compared with each other</sup>" if len(folders) > 1 else ""
-    fig = _figure(f"Loss on the teacher's tokens{note}", "tokens of the stage", "loss per target (nats)")
+    fig, ends = figure("Loss on the teacher's tokens", "tokens of the stage", "loss per target (nats)", " "), []
     for folder, own, tint in zip(folders, names or [""] * len(folders), cycle((BLUE, ORANGE, GREEN, SKY, PURPLE, RED, GREY))):
         name, lines = own or Path(folder).name, metrics(folder)
         x, mean = list(accumulate(line["tokens"] for line in lines)), _mean([line["loss"] for line in lines])
@@ -60,7 +86,9 @@ def loss_curve(*folders, names=()):
         fig.add_scatter(x=x, y=[line["loss"] for line in lines], mode="lines", line={"color": colour, "width": 1},
                         opacity=0.3, showlegend=False, hoverinfo="skip")
         fig.add_scatter(x=x, y=mean, mode="lines", name=NAMES.get(name, name), line={"color": colour, "width": 3})
-    return fig
+        ends.append(f"{name} {mean[0]:.2f} to {mean[-1]:.2f}")
+    many = len(set(map(str, folders))) > 1 and not any(names)  # other words are learned in each
+    return fig.update_layout(title_subtitle_text="; ".join(ends[:5]) + "; not comparable between stages" * many)
 
 
 def training(folder):
@@ -71,10 +99,9 @@ def training(folder):
     lines, name, of = metrics(folder), Path(folder).name, _steps(folder)
     steps, loss, last, colour = [x["step"] for x in lines], [x["loss"] for x in lines], lines[-1], COLOURS.get(name, BLUE)
     heads = [f"{what}: {last.get(key) or 0:{form}}" + (f", MFU {last['mfu']:.0%}" if "mfu" in last and form[0] == "," else "") for key, (what, form, _) in SMALL.items()]
-    fig = make_subplots(3, 2, specs=[[{"colspan": 2}, None], [{}, {}], [{}, {}]], row_heights=[0.5, 0.25, 0.25], vertical_spacing=0.11, horizontal_spacing=0.1, subplot_titles=["", *heads])
+    fig = make_subplots(3, 2, figure=Figure(), specs=[[{"colspan": 2}, None], [{}, {}], [{}, {}]], row_heights=[0.5, 0.25, 0.25], vertical_spacing=0.11, horizontal_spacing=0.1, subplot_titles=["", *heads])
     tokens, targets, seconds = (sum(x[k] for x in lines) for k in ("tokens", "targets", "seconds"))
-    _figure(f"{NAMES.get(name, name)}<br><sup>step {last['step']} of {of or last['step']}, loss {last['loss']:.3f}, {targets:,} targets of {tokens:,} tokens "
-            f"in {seconds / 60:,.1f} min</sup>", height=680, fig=fig)
+    figure(NAMES.get(name, name), said=f"step {last['step']} of {of or last['step']}, loss {last['loss']:.3f}, {targets:,} targets of {tokens:,} tokens in {seconds / 60:,.1f} min", height=680, fig=fig)
     draw = lambda x, y, row=1, col=1, name="", **how: fig.add_scatter(x=x, y=y, row=row, col=col, name=name, showlegend=bool(name), **{"mode": "lines" if len(lines) > 30 else "lines+markers", "marker_size": 4, **how})
     draw(steps, loss, line={"color": colour, "width": 1}, opacity=0.5, hoverinfo="skip")
     parts = [x.get("by", {}).get("strategy", {}) for x in lines]
@@ -113,13 +140,15 @@ class Live:
     def __call__(self, line):
         begun = time.time()
         if self.handle and (begun >= self.next or line["step"] == _steps(self.folder)):
-            self.handle.update(training(self.folder)._repr_mimebundle_(), raw=True)  # as a bundle: a figure shows itself, past any handle
+            for shown in ({"text/html": '<div style="height:680px">'}, training(self.folder)._repr_mimebundle_()):  # JupyterLab's plotly draws once: something else must come between
+                self.handle.update(shown, raw=True)  # as a bundle: a figure shows itself, past any handle
             self.next = time.time() + max(self.every, 10 * (time.time() - begun))
 
 
 def memory(plans, measured=()):
     """Draw {name: {kind: GiB}} that runs are planned to take (`gib` of forecast.forecast) as bars, and {name: GiB} that they took as diamonds."""
-    fig = _figure("Memory, planned by kind" + (" and measured" if measured else ""), "GiB", height=190 + 46 * len(plans), barmode="stack")
+    most = max(plans, key=lambda name: sum(plans[name].values()))
+    fig = figure("Memory, planned by kind" + (" and measured" if measured else ""), "GiB", "", f"{most} needs most: {sum(plans[most].values()):.1f} GiB", height=190 + 46 * len(plans), barmode="stack")
     for kind in sorted({k for p in plans.values() for k in p}, key=list(MEMORY).index):
         fig.add_bar(x=[p.get(kind, 0) for p in plans.values()], y=list(plans), orientation="h", name=kind, marker_color=MEMORY[kind], hovertemplate="%{x:.2f} GiB")
     if measured:
@@ -130,11 +159,12 @@ def memory(plans, measured=()):
 
 def lengths(groups, seq_len=0):
     """Draw histograms of example lengths: {name: lengths in tokens}."""
-    fig = _figure("How long the examples are", "tokens", "examples", barmode="overlay")
+    half = {name: sorted(values)[len(values) // 2] for name, values in groups.items()}
+    fig = figure("How long the examples are", "tokens", "examples", "half have at most: " + ", ".join(f"{name} {n}" for name, n in half.items()), barmode="overlay")
     for colour, (name, values) in zip(cycle((BLUE, GREEN, ORANGE, PURPLE, SKY, RED)), groups.items()):
         fig.add_histogram(x=list(values), name=NAMES.get(name, name), opacity=0.6, marker_color=colour, nbinsx=60)
     if seq_len:
-        fig.add_vline(x=seq_len, line_dash="dot", annotation_text=f"seq_len {seq_len}")
+        fig.add_vline(x=seq_len, line={"dash": "dot", "color": "#777"}, annotation_text=f"seq_len {seq_len}")
     return fig
 
 
@@ -142,17 +172,37 @@ def packs(packed, rows=8):
     """Draw the first packs of a Packed: each example a shade, its targets green, padding empty."""
     shade = [[None if s < 0 else 0.9 if y >= 0 else 0.15 + 0.2 * (s % 2) for s, y in zip(seg, lab)]
              for seg, lab in zip(packed.segment[:rows].tolist(), packed.labels[:rows].tolist())]
-    fig = _figure("What is in a pack", "token", "pack", height=130 + 34 * len(shade))
+    fig = figure("What is in a pack", "token", "pack", f"green: {packed.num_targets:,} targets; {packed.fill:.0%} full", height=130 + 34 * len(shade))
     fig.add_heatmap(z=shade, zmin=0, zmax=1, showscale=False, ygap=4, hovertemplate="pack %{y}, token %{x}<extra></extra>",
-                    colorscale=[[0, "#B8B8B8"], [0.25, "#B8B8B8"], [0.26, "#7A7A7A"], [0.5, "#7A7A7A"], [0.51, GREEN], [1, GREEN]])
-    return fig.update_yaxes(autorange="reversed", dtick=1)
+                    colorscale=[[0, PALE], [0.25, PALE], [0.26, DARK], [0.5, DARK], [0.51, GREEN], [1, GREEN]])
+    return fig.update_xaxes(showgrid=False).update_yaxes(autorange="reversed", dtick=1, showgrid=False, zeroline=False)
+
+
+def pack(packed, number=0, text=str, losses=(), width=128):
+    """Draw one pack of a Packed, `width` tokens a row; hovering tells of each token its text, its document, and whether it is a target or context.
+
+    Args:    text: a function from an id to its text.  losses: nats of each target of this pack, in order; colours them, and tells them.
+    """
+    ids, labels, where = (a[number].tolist() for a in (packed.ids, packed.labels, packed.segment))
+    left, z, told = iter(losses), [], []
+    for i, label, document in zip(ids, labels, where):
+        lost = next(left, None) if label >= 0 else None
+        z.append(None if document < 0 else 0.28 + 0.72 * min(1, lost / 4) if lost is not None else 1 if label >= 0 else 0.08 + 0.12 * (document % 2))
+        told.append("padding" if document < 0 else f"{html.escape(repr(text(i)))}, id {i}<br>document {document}, {'context' if label < 0 else 'what comes next is a target'}" + (f"<br>{lost:.2f} nats" if lost is not None else ""))
+    rows = lambda cells: [cells[r:r + width] for r in range(0, len(cells), width)]
+    mean = f", {sum(losses) / len(losses):.2f} nats each: pale is sure, brown 4 nats or more" if len(losses) else " (green)"
+    fig = figure(f"Pack {number}, token by token", f"{width} tokens in a row", "", f"{sum(y >= 0 for y in labels):,} targets{mean}; {max(where) + 1} documents", height=150 + 13 * -(-len(ids) // width))
+    scale = [[0, PALE], [0.14, PALE], [0.15, DARK], [0.27, DARK], *([[0.28, "#FFF3C4"], [0.6, ORANGE], [1, "#8C2D04"]] if len(losses) else [[0.28, GREEN], [1, GREEN]])]
+    fig.add_heatmap(z=rows(z), zmin=0, zmax=1, text=rows(told), hoverinfo="text", showscale=False, xgap=1, ygap=1, dy=width, colorscale=scale)
+    return fig.update_xaxes(showgrid=False, zeroline=False).update_yaxes(autorange="reversed", tickformat=",", showgrid=False, zeroline=False)
 
 
 def mixture(*cards):
     """Draw how many rows of each task are trained on, from the cards of prepared folders: one bar a stage."""
     tasks = sorted({t for c in cards for t in c["by"]["task"]}, reverse=True)
     name = cards[0]["config"]["name"]
-    fig = _figure("Rows trained on" if len(cards) > 1 else f"Rows trained on in {name}", "rows", "", height=140 + (20 + 14 * len(cards)) * len(tasks),
+    total = ", ".join(f"{c['config']['name']} {sum(c['by']['task'].values()):,.0f}" for c in cards)
+    fig = figure("Rows trained on" if len(cards) > 1 else f"Rows trained on in {name}", "rows", "", f"in all: {total}", height=140 + (20 + 14 * len(cards)) * len(tasks),
                   barmode="group", showlegend=len(cards) > 1)
     for c in cards:
         name = c["config"]["name"]
@@ -162,8 +212,8 @@ def mixture(*cards):
 
 def macro(scores):
     """Draw macro accuracy of each student under one message, with 95 % intervals."""
-    fig = _figure("Accuracy on held-out questions (mean over tasks)", "", "accuracy", showlegend=False)
-    fig.add_bar(x=[NAMES.get(s["student"], s["student"]) for s in scores], y=[s["macro"] for s in scores],
+    fig = figure("Accuracy on held-out questions (mean over tasks)", "", "accuracy", ", ".join(f"{s['student']} {s['macro']:.0%}" for s in scores) + "; lines are 95 % intervals", showlegend=False)
+    fig.add_bar(x=[NAMES.get(s["student"], s["student"]).replace(": ", ":<br>") for s in scores], y=[s["macro"] for s in scores],
                 marker_color=[COLOURS.get(s["student"], PURPLE) for s in scores],
                 text=[f"{s['macro']:.0%}" for s in scores], textposition="inside", insidetextanchor="start", textfont_color="white", **_interval(scores, color="#777"))
     return fig.update_yaxes(range=[0, 1], tickformat=".0%")
@@ -172,7 +222,8 @@ def macro(scores):
 def messages(scores):
     """Draw accuracy under each system message, a point with its 95 % interval for each student."""
     systems, students = (list(dict.fromkeys(s[k] for s in scores)) for k in ("system", "student"))
-    fig = _figure("How each student does, by what it is told", "", "accuracy (mean over tasks)", height=440, scattermode="group", scattergap=0.5)
+    spread = {n: [s["macro"] for s in scores if s["student"] == n] for n in students}
+    fig = figure("How each student does, by what it is told", "", "accuracy (mean over tasks)", ", ".join(f"{n} {min(v):.0%} to {max(v):.0%}" for n, v in spread.items()), height=440, scattermode="group", scattergap=0.5)
     for name in students:
         own = [s for system in systems for s in scores if (s["student"], s["system"]) == (name, system)]
         fig.add_scatter(x=[NAMES.get(s["system"], s["system"]) for s in own], y=[s["macro"] for s in own], mode="markers", name=NAMES.get(name, name), offsetgroup=name,
@@ -189,13 +240,14 @@ def _who(s, scores):
 def dots(scores, key="by_task", title="Where explaining helps, and where it does not"):
     """Draw accuracy per task with its 95 % interval, or another share that scores have by task: a point for each student and message."""
     tasks = list(scores[0][key]) if scores else []
-    fig = _figure(title, "share of answers", "", height=130 + (14 + 9 * len(scores)) * len(tasks), scattermode="group", scattergap=0.4)
+    means = ", ".join(f"{s['student']} {sum(s[key].values()) / len(tasks):.0%}" for s in scores[:4] if tasks)
+    fig = figure(title, "share of answers", "", f"mean over tasks: {means}", height=100 + 20 * len(scores) + (14 + 9 * len(scores)) * len(tasks), scattermode="group", scattergap=0.4)
     for s in scores:
         how, colour, n = _who(s, scores)
         low, high = ([abs(s[key][t] - s["intervals"][t][i]) for t in tasks] for i in (0, 1))
         fig.add_scatter(x=list(s[key].values()), y=[t.split("/")[-1] for t in tasks], mode="markers", orientation="h", marker={"size": 8, "color": colour, "symbol": ("circle-open", "circle", "diamond", "square-open", "triangle-up", "cross", "x", "star")[n % 8]}, **how,
                         error_x={"type": "data", "symmetric": False, "array": high, "arrayminus": low, "thickness": 1, "width": 2, "visible": key == "by_task"})
-    return fig.update_xaxes(range=[-0.02, 1.02], tickformat=".0%").update_yaxes(autorange="reversed").update_layout(legend={"y": 1, "yanchor": "bottom"}, margin_t=100, title_y=0.98, title_yanchor="top")
+    return fig.update_xaxes(range=[-0.02, 1.02], tickformat=".0%").update_yaxes(autorange="reversed").update_layout(legend={"y": 1, "yanchor": "bottom"}, margin_t=70 + 20 * len(scores), title={"y": 1, "yanchor": "top", "pad": {"t": 12}})
 
 
 def beside(ours, paper):
@@ -205,7 +257,7 @@ def beside(ours, paper):
         ours: scores, each with its `benchmark`.  paper: {model: {benchmark: percent}}.
     """
     order = list(dict.fromkeys(s["benchmark"] for s in ours))
-    fig = _figure("Accuracy, mean over tasks; dotted: what guessing gives", "", "accuracy", height=460, barmode="group")
+    fig = figure("Accuracy, mean over tasks; dotted: what guessing gives", "", "accuracy", ", ".join(f"{s['student']}, {s['system']} {s['macro']:.0%}" for s in ours[:4]), height=460, barmode="group")
     for n, (model, numbers) in enumerate(paper.items()):
         fig.add_bar(x=order, y=[numbers[b] / 100 if b in numbers else None for b in order], name=f"{model} (paper)", offsetgroup=model,
                     marker={"color": f"rgba(128,128,128,{0.1 + 0.3 * n / len(paper)})", "line": {"color": GREY, "width": 1}})
@@ -224,52 +276,33 @@ def heat(scores, student):
     rows = [s for s in scores if s["student"] == student]
     tasks = list(rows[0]["by_task"])
     z = [[s["by_task"][t] for t in tasks] for s in rows]
-    fig = _figure(f"System message against task: {NAMES.get(student, student)}", "", "", height=140 + 42 * len(rows))
-    fig.add_heatmap(z=z, x=tasks, y=[s["system"] for s in rows], colorscale="Viridis", zmin=0, zmax=1, texttemplate="%{z:.0%}",
+    best = max(rows, key=lambda s: s["macro"])
+    fig = figure(f"System message against task: {NAMES.get(student, student)}", "", "", f"best over all tasks: {best['system']}, {best['macro']:.0%}", height=140 + 42 * len(rows))
+    fig.add_heatmap(z=z, x=[t.replace("_", "_<br>") for t in tasks], y=[s["system"] for s in rows], colorscale="Viridis", zmin=0, zmax=1, texttemplate="%{z:.0%}",
                     xgap=2, ygap=2, colorbar={"tickformat": ".0%"})
     return fig.update_yaxes(autorange="reversed")
 
 
-def tokens(ids, mask, tokenizer):
-    """Return the tokens of an example as HTML: targets green, context grey, ids on hover."""
-    parts = []
-    for i, m in zip(ids, mask):
-        name = tokenizer.convert_ids_to_tokens(int(i))  # SentencePiece's decoder takes a leading space away
-        text = html.escape(name if "▁" in name else tokenizer.decode([int(i)])).replace("\n", "⏎<br>").replace(" ", "&nbsp;").replace("▁", "&nbsp;")
-        style = f"background:{'rgba(0,158,115,.35)' if m else 'rgba(128,128,128,.18)'};border-radius:3px;margin:1px;padding:0 1px"
-        parts.append(f'<span style="{style}" title="id {int(i)}, {"target" if m else "context"}">{text}</span>')
-    return f'<div style="font-family:monospace;line-height:1.9;overflow-wrap:anywhere">{"".join(parts)}</div>'
+def grid(known, colours, width=256):
+    """Draw a vocabulary, a cell an id, in rows of `width` from the top.
 
-
-def pieces(ids, known, ansi=False):
-    """Return tokens coloured by kind, spaces as ▁: HTML with ids on hover, or its printed twin.
-
-    Args:
-        known: (text, kind) of every id, a kind being one of KINDS.
+    Args:    known: (text, kind) of every id.  colours: {kind: colour}, in the order of the legend.
     """
-    cells = [(i, known[i][0].replace(" ", "▁").replace("\n", "⏎"), known[i][1]) for i in ids]
-    if ansi:
-        return " ".join(f"\x1b[{KINDS[k][1]}m{t}\x1b[0m" for _, t, k in cells)
-    chip = '<span style="background:{}59;border-radius:3px;margin:1px;padding:0 2px" title="{}">{}</span>'
-    return f"""<div style="font-family:monospace;line-height:1.9">{"<wbr>".join(chip.format(KINDS[k][0], f"id {i}, {k}", html.escape(t)) for i, t, k in cells)}</div>"""
-
-
-def grid(known, width=256):
-    """Draw a vocabulary, a cell an id, in rows of `width` from the top; coloured by kind."""
-    kinds, cells = list(KINDS), lambda f: [[f(i) if i < len(known) else None for i in range(r, r + width)] for r in range(0, len(known), width)]
-    fig = _figure(f"{len(known):,} tokens, one cell each", f"{width} ids in a row", "", height=180 + 4 * (len(known) // width))
+    kinds, cells = list(colours), lambda f: [[f(i) if i < len(known) else None for i in range(r, r + width)] for r in range(0, len(known), width)]
+    kind = [k for _, k in known]
+    fig = figure(f"{len(known):,} tokens, one cell each", f"{width} ids in a row", "", ", ".join(f"{kind.count(k):,} {k}" for k in kinds), height=180 + 4 * (len(known) // width))
     fig.add_heatmap(z=cells(lambda i: kinds.index(known[i][1])), zmin=-0.5, zmax=len(kinds) - 0.5, showscale=False, dy=width, hoverinfo="text",
                     text=cells(lambda i: html.escape(f"{i} {known[i][0]!r}")),
-                    colorscale=[[(k + e) / len(kinds), KINDS[n][0]] for k, n in enumerate(kinds) for e in (0, 1)])
-    for name, (colour, _) in KINDS.items():
+                    colorscale=[[(k + e) / len(kinds), colours[n]] for k, n in enumerate(kinds) for e in (0, 1)])
+    for name, colour in colours.items():
         fig.add_scatter(x=[None], y=[None], mode="markers", name=name, marker={"color": colour, "symbol": "square", "size": 11})
     return fig.update_layout(legend_y=-0.1, yaxis_autorange="reversed", yaxis_tickformat=",", xaxis_showticklabels=False)
 
 
 def table(rows, head):
-    """Return rows as an HTML table: words to the left, numbers to the right, long text wrapped."""
+    """Return rows as an HTML table: words to the left, numbers to the right, long text wrapped, wherever it is shown."""
     right = _numeric(rows, len(head))
-    style = lambda c, v: "" if right[c] else f' class="{"long" if len(str(v)) > 60 else "word"}"'
+    style = lambda c, v: f' style="text-align:{"right" if right[c] else "left"}{";white-space:pre-wrap;min-width:14em" if len(str(v)) > 60 else ""}"'
     cells = lambda values, tag: "".join(f"<{tag}{style(c, v)}>{html.escape(str(v))}</{tag}>" for c, v in enumerate(values))
     return f"<table><tr>{cells(head, 'th')}</tr>{''.join(f'<tr>{cells(r, chr(116) + chr(100))}</tr>' for r in rows)}</table>"
 
@@ -315,32 +348,3 @@ def task_rows(scores, tasks=()):
               ["  95 % interval", *pad, *(f"{100 * s['low']:.0f} to {100 * s['high']:.0f}" for s in scores)],
               ["tokens an answer", *pad, *(f"{s['tokens']:.0f}" for s in scores)]]
     return lines, ["task", *(["should do"] if direct else []), *(s["student"] for s in scores)]
-
-
-STYLE = """body{font:16px/1.6 system-ui,sans-serif;max-width:1060px;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse;font-size:13px;margin:1em 0;display:block;overflow-x:auto}td,th{padding:5px 9px;
-border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}.word,.long{text-align:left}.long{white-space:pre-wrap;min-width:14em}
-h1{font-size:1.7em}h2{margin-top:2em;border-top:1px solid #ddd;padding-top:1em}pre{background:#f5f5f5;padding:1em;
-overflow-x:auto;font-size:12px}nav a{margin-right:1.2em}.big{font-size:1.25em}
-@media(prefers-color-scheme:dark){body{background:#15171a;color:#ddd}td,th{border-color:#444}pre{background:#222}a{color:#7ab8ff}}"""
-
-
-def report(path, title, lead, sections):
-    """Write one HTML file that opens offline, with a table of contents.
-
-    Args:
-        lead: one paragraph, HTML.
-        sections: list of (heading, list of figures or HTML strings).
-    """
-    from plotly.offline import get_plotlyjs
-    nav = " ".join(f'<a href="#s{n}">{html.escape(h)}</a>' for n, (h, _) in enumerate(sections))
-    drawn = lambda x: x.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False}) if isinstance(x, go.Figure) else x
-    body = (f'<h2 id="s{n}">{html.escape(heading)}</h2>{"".join(map(drawn, items))}' for n, (heading, items) in enumerate(sections))
-    text = (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f"<title>{html.escape(title)}</title><style>{STYLE}</style><script>{get_plotlyjs()}</script>"
-            f'<h1>{html.escape(title)}</h1><p class="big">{lead}</p><nav>{nav}</nav>{"".join(body)}</html>')
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    side = Path(str(path) + ".part")
-    side.write_text(text, encoding="utf-8")
-    side.replace(path)
-    return Path(path)

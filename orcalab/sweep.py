@@ -29,8 +29,7 @@ class Sweep:
     at_once: int = 1  # runs at the same time; cores and GPUs are dealt out to them
     only: str = ""  # one run of the sweep, by name, to do here and now
 
-    def __post_init__(self):
-        check(self)
+    __post_init__ = check
 
 
 def points(over):

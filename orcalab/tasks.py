@@ -180,6 +180,11 @@ _NUMBERS_OF_THE_PAPER = [  # columns, {model: (a letter of certainty for each co
     (("mt_bench",), {"Orca-2-7B": ("U", 5.65), "Orca-2-13B": ("S", 6.15), "LLaMA-2-Chat-13B": ("S", 6.64), "WizardLM-70B": ("S", 7.76)}),
     (("grounding",), {"Orca-2-13B": ("S", 10.97), "Orca-2-13B, cautious": ("S", 29.00), "LLaMA-2-Chat-13B": ("S", 47.53), "GPT-4": ("S", 2.80)}), (("aci_bench",), {"Orca-2-7B": ("S", 27.45), "Orca-2-7B, cautious": ("S", 21.26)}),
 ]
+GROUPS = tuple(dict.fromkeys(b.group for b in BENCHMARKS.values()))
+_full = lambda name, task: f"{name}/{task}".rstrip("/")
+_TASKS = {_full(name, task): (name, task) for name, b in BENCHMARKS.items() for task in b.tasks}
+_WORDS = {"paper": [p for p in _TASKS.values() if p[1] not in BENCHMARKS[p[0]].apart]} | {g: [p for p in _TASKS.values() if BENCHMARKS[p[0]].group == g] for g in GROUPS} | {
+    name: [p for p in _TASKS.values() if p[0] == name] for name in BENCHMARKS} | {full: [p] for full, p in _TASKS.items()}
 
 
 def paper(names):
@@ -188,13 +193,6 @@ def paper(names):
     for columns, model, (sure, *numbers) in ((columns, *row) for columns, rows in _NUMBERS_OF_THE_PAPER for row in rows.items()):
         out.setdefault(model, {}).update({c: (n, s) for c, n, s in zip(columns, numbers, sure) if c in names})
     return {model: numbers for model, numbers in out.items() if numbers}
-
-
-GROUPS = tuple(dict.fromkeys(b.group for b in BENCHMARKS.values()))
-_full = lambda name, task: f"{name}/{task}".rstrip("/")
-_TASKS = {_full(name, task): (name, task) for name, b in BENCHMARKS.items() for task in b.tasks}
-_WORDS = {"paper": [p for p in _TASKS.values() if p[1] not in BENCHMARKS[p[0]].apart]} | {g: [p for p in _TASKS.values() if BENCHMARKS[p[0]].group == g] for g in GROUPS} | {
-    name: [p for p in _TASKS.values() if p[0] == name] for name in BENCHMARKS} | {full: [p] for full, p in _TASKS.items()}
 
 
 def _fetch(name, task):
@@ -273,13 +271,10 @@ def _read(name, task, files):
 def questions(names, data="", per_task=0, seed=0):
     """Return {task: [question]}; a task is called "bbh/navigate", or as its benchmark where that is one task.
 
-    Args:
-        names: benchmarks, their groups, single tasks, or "paper" for all that the paper reports, joined by commas.
-        data: folder with one for each benchmark, laid out as on the hub or in its own repository; empty is the hub. A benchmark takes the tasks that lie there, 27 or 10.
-        per_task: so many questions of each task, in the file's order; 0 for all. Of one seed, a smaller draw is part of a larger one.
-
-    Raises:
-        ValueError, RowError: an unknown name, nothing there, a damaged file, a missing or empty column; names benchmark, file, line and column.
+    Args:    names: benchmarks, their groups, single tasks, or "paper" for all that the paper reports, joined by commas.
+             data: folder with one for each benchmark, laid out as on the hub or in its own repository; empty is the hub. A benchmark takes the tasks that lie there, 27 or 10.
+             per_task: so many questions of each task, in the file's order; 0 for all. Of one seed, a smaller draw is part of a larger one.
+    Raises:  ValueError, RowError: an unknown name, nothing there, a damaged file, a missing or empty column; names benchmark, file, line and column.
     """
     words = [choose(word, _WORDS, "benchmark, group or task") for word in listed(names) or [""]]
     wanted, out = dict.fromkeys(pair for word in words for pair in _WORDS[word]), {}

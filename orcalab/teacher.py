@@ -38,14 +38,12 @@ class Query(NamedTuple):
 def queries(rows, cfg, chosen=None, calls=""):
     """Yield a Query for each row: its question under the message that the stage asks for.
 
-    Args:
-        rows: a Mixture, or any Rows; what they hold as answer is not shown to the teacher.
-        cfg: the stage's Config. System "strategy" and "cautious" ask under the instruction of the task's family; "orca1", "empty", "none" and "keep"
-            under that message, drawn for each row alike however often it is asked.
-        chosen: {family: strategy}, where a student's results chose another than the family's own.  calls: a name of families.CALLS for all rows; "family" is what each family names; empty is one call a question.
-
-    Raises:
-        ValueError: a row without a question.
+    Args:    rows: a Mixture, or any Rows; what they hold as answer is not shown to the teacher.
+             cfg: the stage's Config. System "strategy" and "cautious" ask under the instruction of the task's family; "orca1", "empty", "none" and "keep"
+                 under that message, drawn for each row alike however often it is asked.
+             chosen: {family: strategy}, where a student's results chose another than the family's own.
+             calls: a name of families.CALLS for all rows; "family" is what each family names; empty is one call a question.
+    Raises:  ValueError: a row without a question.
     """
     several = isinstance(rows, Mixture)
     for n, item in enumerate(map(rows.item, range(len(rows))) if several else rows):
@@ -67,8 +65,7 @@ def queries(rows, cfg, chosen=None, calls=""):
 def of_stage(recipe, cfg, teacher, chosen=None):
     """Return (a function that gives the Queries of a stage's rows, how many they are): the first `teacher.first` of them if that is set.
 
-    Raises:
-        ValueError: the rows never end, and nothing says how many are to be asked.
+    Raises:  ValueError: the rows never end, and nothing says how many are to be asked.
     """
     rows, _ = corpus.rows_of(recipe, cfg)
     if isinstance(rows, Mixture):
@@ -122,15 +119,10 @@ def collect(asked, teacher, ledger, total=0):
     Ctrl-C, a cap or an endpoint that is gone end it cleanly: what is in flight is waited for and kept (a second Ctrl-C leaves it). The same call goes on.
     Caps count the answers in the ledger; a try that timed out here, and was answered there, is not among them.
 
-    Args:
-        asked: Queries, read as they are needed.  ledger: a Ledger opened to write.  total: how many Queries, for the time left.
-
-    Returns:
-        Counter: new calls answered, questions known from before, unanswered, "because: why" of the last of these, and "stopped: why".
-
-    Raises:
-        ValueError: the endpoint refuses all: a wrong key, no such model. What it says stands in the message, never the key. A budget in another currency
-            than the ledger's.
+    Args:    asked: Queries, read as they are needed.  ledger: a Ledger opened to write.  total: how many Queries, for the time left.
+    Returns: Counter: new calls answered, questions known from before, unanswered, "because: why" of the last of these, and "stopped: why".
+    Raises:  ValueError: the endpoint refuses all: a wrong key, no such model. What it says stands in the message, never the key. A budget in another currency
+                 than the ledger's.
     """
     if teacher.budget and set(ledger.cost) - {teacher.currency}:
         raise ValueError(f"the ledger counts in {', '.join(ledger.cost)}, and the budget in {teacher.currency}: give both in one currency, or another out")
@@ -229,9 +221,8 @@ def collect(asked, teacher, ledger, total=0):
 def verdict(query, entry, drop=(), moderate=None):
     """Tell why an answer should not be learned, in a word or two; "" if it should.
 
-    Args:
-        entry: of the ledger, None if there is none.  drop: "wrong" leaves out answers whose result contradicts the row's gold answer.
-        moderate: a function that says of a text what is the matter with it, "" for nothing.
+    Args:    entry: of the ledger, None if there is none.  drop: "wrong" leaves out answers whose result contradicts the row's gold answer.
+             moderate: a function that says of a text what is the matter with it, "" for nothing.
     """
     if not entry:
         return "unanswered"
@@ -256,8 +247,7 @@ def rows_from(asked, teacher, ledger, folder, drop=(), moderate=None):
 
     A row keeps the message that the teacher was asked under as its system turn, so that a stage can show, erase or replace it.
 
-    Returns:
-        Counter: rows kept, dropped by reason, and of the kept ones how many agree with the gold answer, contradict it, or cannot be compared.
+    Returns: Counter: rows kept, dropped by reason, and of the kept ones how many agree with the gold answer, contradict it, or cannot be compared.
     """
     folder, said = Path(folder), Counter()
     folder.mkdir(parents=True, exist_ok=True)

@@ -112,11 +112,9 @@ def answer(chat, words, write):
     """Ask, write the answer as it is made, and below it how long it is, how fast it came and why it ended. Ctrl-C breaks it off."""
     before, begun = chat.last, time.monotonic()
     try:
-        with closing(chat.stream(words)) as pieces:
+        with suppress(KeyboardInterrupt), closing(chat.stream(words)) as pieces:
             for piece in pieces:
                 write(piece)
-    except KeyboardInterrupt:
-        pass
     finally:
         write("\n")
     last, seconds = chat.last, time.monotonic() - begun
@@ -166,7 +164,7 @@ def begin(how, source):
     chat = Chat(student, None if how.system == "none" else how.system, how.max_new_tokens, how.temperature, how.top_p, how.seed, how.overflow)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # for the other verbs it is a Ctrl-C, and that ends no conversation
     with suppress(ImportError):
-        import readline  # noqa: F401 gives input() its history and editing keys; Windows has its own
+        import readline  # gives input() its history and editing keys; Windows has its own
     if sys.stdin.isatty():
         print(f"{source} listens; /help says what else can be typed")
     talk(Moderated(chat, moderator) if moderator else chat)

@@ -18,7 +18,6 @@ class _Words(dict):
     """Ids, as int32 bytes, of the words met so far; a new word is encoded, and decoded to see that nothing is lost."""
 
     def __init__(self, fresh):
-        super().__init__()
         self.fresh = fresh
 
     def __missing__(self, word):
@@ -33,9 +32,8 @@ class _Words(dict):
 class Tokens:
     """What a tokenizer makes of content. Ids come as int32 bytes, which join and store without a loop.
 
-    Works on a copy of the tokenizer's Rust part, so the tokenizer itself is never switched to another mode, and can be
-    sent to another process. Where the pieces of a vocabulary provably never reach across a space, texts are cut there, and
-    each distinct word is encoded once: the ids are the same, and most words are a look-up.
+    Works on a copy of the tokenizer's Rust part, so the tokenizer itself is never switched to another mode, and can be sent to another process. Where the pieces
+    of a vocabulary provably never reach across a space, texts are cut there, and each distinct word is encoded once: the ids are the same, and most words are a look-up.
     """
 
     def __init__(self, tokenizer):

@@ -153,7 +153,7 @@ def test_prove_refuses_a_mask_that_is_off_by_one(tokenizer):
 
 def test_paint_shows_targets_green(tokenizer):
     text = chatml.paint(*chatml.encode(SINGLE, tokenizer), tokenizer)
-    assert text.endswith(f"\x1b[32m⏎\n\x1b[0m\x1b[32m4\x1b[0m\x1b[32m{END}\x1b[0m") and text.startswith(f"\x1b[90m{START}\x1b[0m")
+    assert text.endswith(f"\x1b[32m⏎\n\x1b[0m\x1b[32m4\x1b[0m\x1b[32m{END}\x1b[0m") and text.startswith(f"\x1b[39m{START}\x1b[0m")
 
 
 def test_a_real_sentencepiece_tokenizer_gets_the_same_structure():

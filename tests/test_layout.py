@@ -9,12 +9,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, script
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOMS = {p.stem: p for p in sorted((ROOT / "orcalab").glob("*.py"))}
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+tidy = script("notebooks/tidy.py")  # the one that says what a clean notebook is
+NOTEBOOKS = tidy.notebooks()
 
 
 def law():
@@ -115,30 +116,18 @@ def test_nothing_in_the_package_names_a_machine():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_is_committed_clean(path):
-    book = json.loads(path.read_text(encoding="utf-8"))
-    assert "widgets" not in book["metadata"] and (book["nbformat"], book["nbformat_minor"] >= 5) == (4, True)
+    text = path.read_text(encoding="utf-8")
+    book, taken = tidy.clean(json.loads(text))
+    assert not taken and tidy.layout(book) == text and (book["nbformat"], book["nbformat_minor"] >= 5) == (4, True)
     ids = [c["id"] for c in book["cells"]]
     assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[\w-]{1,64}", i) for i in ids)
-    code = [c for c in book["cells"] if c["cell_type"] == "code"]
-    assert all(c["outputs"] == [] and c["execution_count"] is None for c in code)
-    assert all(set(c["metadata"]) <= {"tags"} for c in book["cells"])
-    first = "".join(book["cells"][0]["source"])
-    assert re.match(rf"# {path.stem[:2]} · \S", first)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_every_knob_is_one_line_with_help(path):
-    from orcalab import execute
-    book = json.loads(path.read_text(encoding="utf-8"))
-    (cell,) = [c for c in book["cells"] if "parameters" in c["metadata"].get("tags", [])]
-    lines = "".join(cell["source"]).splitlines()
-    names = []
-    for line in lines:
-        name, value, said = re.fullmatch(r"(\w+) = ([^=#]+?)  # ([^=#]{8,})", line).groups()  # one "=", and help
-        ast.literal_eval(value)
-        names.append(name)
-    assert names[:3] == ["recipe", "seed", "out"] and len(names) <= 6 and execute.knobs(path) == names
-    source = "\n".join("".join(c["source"]) for c in book["cells"] if c["cell_type"] == "code")
+    names = [k["name"] for k in tidy.knobs(path)]  # raises for a line that is not
+    assert names[:3] == ["recipe", "seed", "out"] and len(names) <= 6
+    source = "\n".join(c["source"] for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code")
     (known,) = re.findall(r"config\.parameters\(globals\(\), (\[.*?\])\)", source, re.S)
     assert ast.literal_eval(known) == names  # the cell after refuses what is not in the list
 

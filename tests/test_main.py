@@ -1,6 +1,7 @@
 """__main__.py: verbs, settings and mistakes, which end in one line and exit status 2."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ KEPT = {"name", "stages", "tasks", "mixes", "doc", "start"}  # fields that a rec
 
 
 def test_help_lists_every_verb_and_every_setting(capsys):
-    for words in ([], ["--help"], ["-h"], ["help"], ["train", "--help"], ["run", "--lr", "1", "-h"]):
+    for words in ([], ["--help"], ["-h"], ["help"], ["--lr", "1", "-h"]):
         assert cli.main(words) == 0
         said = capsys.readouterr().out
         assert said == cli.usage() + "\n"
@@ -25,6 +26,45 @@ def test_help_lists_every_verb_and_every_setting(capsys):
     for f in {f for c in (config.Config, config.Recipe, endpoint.Teacher, exam.Exam, sweep.Sweep) for f in fields(c)}:
         assert (f"\n  --{f.name} " in said) == (f.name not in KEPT - {"tasks"})  # of a recipe no flag sets them; benchmarks have it, too
     assert "--recipe    name of the recipe: laptop or ablation or smoke" in said and config.help_of(config.Config)["seq_len"] in said
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_on_a_verb_lists_what_it_takes_and_nothing_else(verb, capsys):
+    assert cli.main([verb, "--lr", "1", "-h"]) == 0
+    said = capsys.readouterr().out
+    assert said == cli.usage(verb) + "\n" and re.findall(r"^  (\w+) ", said.split("--recipe")[0], re.M) == [verb] and set(said.splitlines()) <= {*cli.usage().splitlines(), f"usage: orcalab {verb} [--name value ...]"}
+    listed = set(re.findall(r"^  --(\w+) ", said, re.M))
+    for name in listed:
+        assert cli.arguments([f"--{name}", "1"], verb) == {name: "1"}
+    if verb == "run":
+        have = [execute.knobs(p) for p in sorted((ROOT / "notebooks").glob("*_stage*.ipynb"))]
+        assert listed == set(cli.COMMON) == set.intersection(*map(set, have))
+    else:
+        own = {"teach": cli.WHOM, "chat": cli.TALK, "evaluate": cli.EXAM | cli.JUDGING, "sweep": cli.SWEEP}.get(verb, set()) | {f.name for f in fields(config.Recipe)} - KEPT
+        assert own <= listed and ({f.name for f in fields(config.Config)} - KEPT <= listed) == (verb not in ("chat", "export"))
+    if verb not in ("run", "sweep", "evaluate"):
+        assert "stage" in listed
+
+
+def test_importing_the_package_and_asking_for_help_take_no_time():
+    """Seconds of a core, as other tests run beside this one; the best of five processes."""
+    def cost(code):
+        def once():
+            before = os.times()
+            subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+            after = os.times()
+            return sum(after[2:4]) - sum(before[2:4])
+        return min(once() for _ in range(5))
+    nothing = cost("pass")
+    assert cost("import orcalab") - nothing < 0.3
+    assert cost("from orcalab import chatml, config, execute, families, packing, panels, parser, progress, recipes, safety, strategies, tokens") - nothing < 0.3
+    assert cost("from orcalab.__main__ import main\nmain(['--help'])") < 0.5
+
+
+def test_the_first_figure_reads_no_grammar():
+    """jsonschema, if it may, builds one for addresses, which takes nearly two seconds."""
+    code = "import sys, orcalab.show as show\nbundle = show.figure('a', 'x', 'y')._repr_mimebundle_()\nprint('nbformat' in sys.modules, [m for m in sys.modules if m.split('.')[0] == 'lark'])"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "True []\n"
 
 
 def test_version(capsys):

@@ -12,8 +12,10 @@ import time
 import psutil
 import pytest
 from conftest import ROOT
+from serving import Proxy
+from test_teacher import said as reply
 
-from orcalab import config
+from orcalab import config, execute
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
@@ -27,7 +29,7 @@ def alone(name, out, *parameters):
     """Execute one notebook by papermill itself, as somebody in batch would."""
     given = [w for n, v in (("recipe", "smoke"), ("out", out), *parameters) for w in ("-p", n, str(v))]
     return subprocess.run([sys.executable, "-m", "papermill", str(ROOT / "notebooks" / name), str(out / name), "--no-progress-bar", *given],
-                          capture_output=True, text=True, cwd=ROOT / "notebooks", env={**os.environ, "OMP_NUM_THREADS": "1"})
+                          capture_output=True, text=True, cwd=ROOT / "notebooks", env={**os.environ, "OMP_NUM_THREADS": "1", "OPENAI_API_KEY": "of-mine"})
 
 
 @pytest.fixture(scope="module")
@@ -117,23 +119,67 @@ def test_a_misspelt_parameter_stops_a_notebook_before_it_works(tmp_path):
     assert job.returncode and "no recipe named 'smok'; did you mean 'smoke'?" in job.stderr
 
 
-def test_knobs_reach_the_work(tmp_path):
-    job = alone("06_stage1_flan.ipynb", tmp_path, ("steps", 2), ("lr", 2e-4), ("seed", 3))
-    assert job.returncode == 0, job.stderr[-2000:]
-    made = config.read_json(tmp_path / "stage1_flan" / "config.json")
-    assert (made["steps"], made["lr"], made["seed"]) == (2, 2e-4, 3)
-    assert len((tmp_path / "stage1_flan" / "metrics.jsonl").read_text().splitlines()) == 2
+# ------------------------------------------------------------------------------------------------- alone, and with other knobs
+
+REACHED = {  # how one sees that a knob reached the work: from its value, what was printed, and the config.json of each run that it left
+    "seed": lambda value, said, made: re.search(rf"seed {value}\b", said) or {c["seed"] for c in made} == {value},
+    "base": lambda value, said, made: f"base {value}" in said or re.search(f"base +({value.name}|[0-9]+ tokens, {value.name})", said) or [c["origin"]["from"] for c in made if c["name"] == "stage1_flan"] == [str(value)],
+    "llama": lambda value, said, made: re.search(f"llama.* {value.name}", said),
+    "my_rows": lambda value, said, made: "a-row-of-mine-1" in said and "2 rows of {'mine': 2}" in said,
+    "url": lambda value, said, made: "That is not a number." in said and value.split()[-1] in said,
+    "ablation": lambda value, said, made: "2 seeds, 12 questions each" in said,
+    "lr": lambda value, said, made: {c["name"] for c in made if c["lr"] == value} in ({"stage1_flan"}, {"stage2_chatgpt"}, {"stage3_gpt4", "answer_only"}),  # this notebook's stage, and not one before
+    "steps": lambda value, said, made: {c["name"] for c in made if c["steps"] == value} in ({"stage1_flan"}, {"stage2_chatgpt"}, {"stage3_gpt4", "answer_only"}),
+    "max_new_tokens": lambda value, said, made: f"up to {value} new tokens" in said and f"cut at {value} new tokens" in said,
+    "grid": lambda value, said, made: f"5 messages x 6 tasks x {value} questions" in said,
+    "tasks": lambda value, said, made: "bbh (1 of 27 tasks)" in said,
+    "data": lambda value, said, made: (value / "bbh" / "navigate.json").exists() and "bbh (1 of 27 tasks)" in said,
+    "few": lambda value, said, made: [c["steps"] for c in made if c["name"] in ("long", "small_gpu")] == [value],
+    "tokens": lambda value, said, made: [c["seq_len"] for c in made if c["name"] == "long"] == [value],
+    "rank": lambda value, said, made: [c["lora_rank"] for c in made] == [value],
+    "processes": lambda value, said, made: f"packs of 512 tokens, by one process and by {value}, in" in said and f"--nproc_per_node {value} " in said,
+}
 
 
-def test_the_evaluation_notebook_asks_benchmarks_too(corridor, tmp_path):
-    (tmp_path / "bbh").mkdir()
-    (tmp_path / "bbh" / "navigate.json").write_text(json.dumps({"examples": [{"input": f"Take {n} steps. Are you back?\nOptions:\n- Yes\n- No", "target": "No"} for n in range(1, 5)]}))
-    job = alone("11_evaluation.ipynb", corridor[0], ("base", corridor[0].parent / "my_llama"), ("tasks", "bbh"), ("data", tmp_path))
-    assert job.returncode == 0, job.stderr[-2000:]
-    made = config.read_json(corridor[0] / "benchmarks" / "results.json")
-    assert [(s["benchmark"], s["student"], s["system"], s["questions"]) for s in made["scores"]] == [("bbh", n, m, 2) for n in ("base", "stage3_gpt4") for m in ("empty", "cautious")]
-    outputs = [o for c in config.read_json(corridor[0] / "11_evaluation.ipynb")["cells"] for o in c.get("outputs", ())]
-    assert any("bbh (1 of 27 tasks)" in "".join(o.get("text", "")) for o in outputs)
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory):
+    """{knob: a value that no recipe has}: a student, a tokenizer, rows, an endpoint, questions and runs of one's own."""
+    from orcalab import evaluate, generate, model, procedural, recipes
+    here = tmp_path_factory.mktemp("mine")
+    model.save(here / "my_student", *model.tiny_random(5))
+    (here / "my_llama").mkdir()
+    shutil.copy(model.llama_standin() / "tokenizer.model", here / "my_llama")
+    (here / "mine.jsonl").write_text("".join(json.dumps({"id": f"a-row-of-mine-{n}", "question": f"{n} + 1?", "response": str(n + 1)}) + "\n" for n in range(2)))
+    (here / "data" / "bbh").mkdir(parents=True)
+    (here / "data" / "bbh" / "navigate.json").write_text(json.dumps({"examples": [{"input": f"Take {n} steps. Are you back?\nOptions:\n- Yes\n- No", "target": "No"} for n in range(1, 5)]}))
+    rec, student, proxy = recipes.get("smoke", out=str(here / "runs")), generate.Student("tiny-random", "cpu", "fp32"), Proxy(0, reply=lambda headers, body: reply("That is not a number."))
+    evaluate.ask(student, "WHO", "cautious", procedural.held_out(rec.tasks, rec.questions), here, rec)
+    (answers,) = here.glob("WHO.*.jsonl")
+    for seed in (8, 9):  # two ablation runs, in which everybody answered alike
+        config.write_json(here / f"run-{seed}" / "stage" / "config.json", {"seed": seed})
+        (here / f"run-{seed}" / "answers").mkdir()
+        for who in ("stage1_flan", "bare_answers", "explained_kept", "explained_erased", "explained_generic"):
+            for message in config.listed(recipes.get("ablation").messages):
+                text = answers.read_text(encoding="utf-8").replace('"WHO"', f'"{who}"').replace('"system": "cautious"', f'"system": "{message}"')
+                (here / f"run-{seed}" / "answers" / f"{who}.{message}.jsonl").write_text(text, encoding="utf-8")
+    yield {"seed": 3, "base": here / "my_student", "llama": here / "my_llama", "my_rows": here / "mine.jsonl", "url": f"{proxy.url} my-model", "ablation": f"{here / 'run-8'}, {here / 'run-9'}",
+           "lr": 2e-4, "steps": 2, "max_new_tokens": 5, "grid": 2, "tasks": "bbh", "data": here / "data", "few": 1, "tokens": 1100, "rank": 4, "processes": 3}
+    proxy.close()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_runs_alone_with_every_knob_turned(path, turned, tmp_path):
+    """First thing after install, in a kernel of its own, into an empty folder: a stage that it starts from is trained there."""
+    knobs = {name: turned[name] for name in execute.knobs(path) if name not in ("recipe", "out")}  # a new knob needs a value, and a way to see that it mattered
+    job = alone(path.name, tmp_path, *knobs.items())
+    assert job.returncode == 0, job.stderr[-3000:]
+    cells = [c for c in config.read_json(tmp_path / path.name)["cells"] if c["cell_type"] == "code"]
+    said = "\n".join("".join(o.get("text", "") or o["data"].get("text/html", "")) for c in cells for o in c["outputs"])
+    made = [config.read_json(p) for p in sorted(tmp_path.glob("**/config.json")) if p.parent.name != "model"]
+    assert [name for name, value in knobs.items() if not REACHED[name](value, said, made)] == [], said[:2000]
+    trained = re.findall(r"^(\w+) is not trained in (.*): training it first, 3 steps of 2048 tokens\. Stopping is safe", said, re.M)
+    before = {"07": ["stage1_flan"], "08": ["stage1_flan", "stage2_chatgpt"]} | dict.fromkeys(("09",), ["stage1_flan", "stage2_chatgpt", "stage3_gpt4"]) | dict.fromkeys(("10", "11"), ["stage1_flan", "stage2_chatgpt", "stage3_gpt4", "answer_only"])
+    assert trained == [(name, str(tmp_path)) for name in before.get(path.stem[:2], [])]
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])

@@ -28,7 +28,7 @@ class View:
             self.chats.append(moderate(generate.Chat(student, system, max_new_tokens=max_new_tokens)))
             return self.chats[-1]
 
-        self.top = panels.chat(open_chat, ["tiny", "broken"], SYSTEMS, lambda ids: show.tokens(ids, [0] * len(ids), student.tokenizer))
+        self.top = panels.chat(open_chat, ["tiny", "broken"], SYSTEMS, lambda ids: panels.tokens(ids, [0] * len(ids), student.tokenizer))
         chosen, said, self.box, buttons, self.fold = self.top.children
         (self.student, self.system), (self.now, self.said) = chosen.children, said.children
         self.buttons = {b.description: b for b in buttons.children}
@@ -55,11 +55,106 @@ class View:
         return [name for name, b in self.buttons.items() if not b.disabled]
 
 
-def test_the_painter_repaints_what_is_typed():
-    box, out = panels.painter(lambda text: f"<i>{text}</i>", "one").children
-    assert out.value == "<i>one</i>"
-    box.value = "two"
-    assert out.value == "<i>two</i>"
+def test_a_view_follows_its_controls_and_says_what_is_wrong():
+    def paint(text, size, share, kind):
+        if text == "half":
+            raise ValueError("<half>")
+        return f"{text} {size} {share:g} {kind}"
+
+    view = panels.play(paint, text="one", size=(2, 0, 5), share=(0.5, 0.0, 1.0, 0.25), kind=["a", "b"])
+    (text, size, share, kind), out = view.children[0].children, view.children[1]
+    assert out.value == "one 2 0.5 a" and (size.min, size.max, share.step) == (0, 5, 0.25)
+    for widget, state in ((text, {"value": "two"}), (size, {"value": 3}), (share, {"value": 0.75}), (kind, {"index": 1})):
+        arrive(widget, method="update", state=state)
+    assert out.value == "two 3 0.75 b"
+    arrive(text, method="update", state={"value": "half"})
+    assert "ValueError: &lt;half&gt;" in out.value and "D55E00" in out.value
+    arrive(text, method="update", state={"value": "whole"})
+    assert out.value == "whole 3 0.75 b"
+
+
+def test_tokens_tell_their_bytes_and_their_losses(tokenizer):
+    ids, mask = chatml.encode([{"role": "user", "content": "☕"}, {"role": "assistant", "content": "4"}], tokenizer)
+    nats = [0.05 * n for n in range(len(ids) - 1)]
+    page = panels.tokens(ids, mask, tokenizer, nats)
+    told = [html.unescape(x) for x in re.findall(r'title="([^"]*)"', page)]
+    assert len(told) == len(ids) and [f"id {i}" for i in ids] == [x.split(",")[0] for x in told]
+    raw = [x.split("bytes ")[1].split(",")[0] for x in told if "bytes" in x]
+    assert sum(", special, " in x for x in told) == 4
+    assert [bytes.fromhex("".join(raw))] == ["".join(("user", "\n", "☕", "\n", "assistant", "\n", "4")).encode()] and "&lt;E2&gt;" in page  # a part of a character, by its byte
+    assert [x.split(", ")[-1] for x in told[1:]] == [f"{n:.2f} nats" for n in nats] and sum("target" in x for x in told) == sum(mask)
+    printed = panels.tokens(ids, mask, tokenizer, nats, ansi=True)
+    assert re.sub(r"\x1b\[\d+m", "", printed).split(" ")[-2] == "4"
+
+
+def test_a_loss_map_shows_each_target_in_the_colour_of_its_loss(tokenizer):
+    ids, mask = chatml.encode([{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}], tokenizer)
+    n = sum(mask)
+    before, after = [9.0] * (len(ids) - 1), [0.01] * (len(ids) - n) + [0.01, 0.2, 1.0, 2.0, 9.0][:n - 1]
+    page = panels.loss_map(ids, mask, tokenizer, {"be<fore": before, "after": after})
+    assert "<b>be&lt;fore</b> 9.00 nats a target, 27.0 in all" in page and f"{sum(after[-n:]):.1f} in all" in page
+    first, second, key = page.split("<p ")[1], page.split("<p ")[2], page.split("nats of a target: ")[1]
+    assert first.count("#CC79A7") == n and first.count("title=") == n + 1  # the targets, and the token before them
+    assert [c for c in re.findall(r"background:(#\w{6})", second.split("nats of a target: ")[0])][1:] == ["#8A8A8A", "#8A8A8A", "#F0E442"] and key.count("under") == 4
+    assert "after: " in panels.loss_map(ids, mask, tokenizer, {"after": after}, ansi=True)
+
+
+ANSWERS = [{"student": s, "system": "cautious", "task": t, "number": n, "question": f"{t} {n} <q>", "gold": "4", "text": f"{s} says {n}", "right": s == "good" or n == 0, "format_ok": n < 2, "tokens": 3}
+           for s in ("good", "bad") for t in ("sums", "legs") for n in range(3)]
+
+
+def test_answers_are_found_by_task_student_verdict_and_words():
+    shown = lambda **how: panels.explore(ANSWERS, ansi=True, **how)
+    head = lambda **how: shown(**how).split("; page")[0]
+    assert head() == "6 of 6 questions; 8 of their 12 answers are right"
+    assert head(verdict="differ") == "4 of 6 questions; 4 of their 8 answers are right" and head(verdict="not read") == "2 of 6 questions; 2 of their 4 answers are right"
+    assert head(student="bad", verdict="wrong", task="legs") == "2 of 3 questions; 0 of their 2 answers are right" and head(words="SUMS 1") == "1 of 6 questions; 1 of their 2 answers are right"
+    assert head(message="empty") == "0 of 0 questions; 0 of their 0 answers are right"
+    assert "✓ good, cautious, 3 tokens" in shown(task="sums", words="sums 1") and "✗ bad" in shown(task="sums", words="sums 1") and "gold: 4" in shown()
+    assert "page 2 of 3" in shown(most=2, page=2) and "page 3 of 3" in shown(most=2, page=9) and shown(most=2, page=3).count("gold") == 2
+    page = panels.explore(ANSWERS)
+    assert "<q>" not in page and page.count("&lt;q&gt;") == 6 and page.count("#009E73") == 8
+    view = panels.explorer(ANSWERS)
+    verdict, task, *_ = view.children[0].children
+    arrive(verdict, method="update", state={"index": 1})
+    arrive(task, method="update", state={"index": 2})
+    assert view.children[1].value == panels.explore(ANSWERS, verdict="differ", task="legs")
+
+
+def test_the_switchboard_asks_all_students_under_all_messages_side_by_side(student):
+    order, systems = [], ["cautious", "empty"]
+
+    def ask(name, question, messages):
+        if name == "broken":
+            raise ValueError("no model <in> broken")
+        for i, said in student.streams([student.prompt(question, m) for m in messages], 12):
+            order.append((name, i))
+            yield messages[i], said if isinstance(said, str) else f" [{said.reason}]"
+
+    def run(names, stop_at=None):
+        box, (go, stop), out = (v := panels.switchboard(ask, names, systems, "2+2?")).children[0], v.children[1].children, v.children[2]
+        arrive(go, method="custom", content={"event": "click"})
+        arrive(go, method="custom", content={"event": "click"})  # one at a time
+        begun = time.time()
+        while not stop.disabled:
+            assert time.time() - begun < 20
+            if stop_at and len(order) >= stop_at:
+                arrive(stop, method="custom", content={"event": "click"})
+            time.sleep(0.005)
+        assert not go.disabled
+        return out.value
+
+    page = run(["one", "two"])
+    alone = [student.answer([student.prompt("2+2?", m)], 12)[0] for m in systems]
+    assert [html.unescape(x) for x in re.findall(r"<td[^>]*>([^<]*)</td>", page)] == [f"{a.text} [{a.reason}]" for a in alone for _ in "12"]
+    half = len(order) // 2
+    assert {name for name, _ in order[:half]} == {"one", "two"} and {i for _, i in order[:half]} == {0, 1}  # side by side, not one behind the other
+    order.clear()
+    texts = {("one", "cautious"): "4", ("two", "cautious"): "5"}
+    assert re.sub(r"\x1b\[\d+m", "", panels.board(texts, ansi=True)) == "cautious\n  one: 4\n  two: 5"
+    assert "ValueError: no model &lt;in&gt; broken" in run(["broken"])
+    order.clear()
+    assert run(["one"], stop_at=3).count("[length]") + run(["one"], stop_at=3).count("[stop]") < 4
 
 
 def test_bubbles_hold_text_and_never_markup():

@@ -12,20 +12,21 @@ from orcalab import corpus, data, evaluate, procedural, recipes, strategies
 from orcalab.config import Config, Recipe, Task
 
 TASKS = recipes.TASKS
-EXPLAINED = [t for t in TASKS if t.strategy != "direct-answer"]
+EVERY = list({t.name: t for name in recipes.RECIPES for t in recipes.get(name).tasks}.values())  # those of other recipes, too
+EXPLAINED = [t for t in EVERY if t.strategy != "direct-answer"]
 
 
 @pytest.fixture(scope="module")
 def taught():
     """300 rows of each task, with the entries they were made from."""
     out = {}
-    for task in TASKS:
+    for task in EVERY:
         pairs = islice(procedural.entries(task, 1_000_000), 300)
         out[task.name] = [(e, procedural.row(task, i, e, 1_000_000)) for i, e in pairs]
     return out
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
+@pytest.mark.parametrize("task", EVERY, ids=lambda t: t.name)
 def test_every_worked_answer_ends_in_the_gold_answer_and_scores_right(task, taught):
     rng = Random(0)
     for entry, row in taught[task.name]:
@@ -180,7 +181,7 @@ def test_so_many_procedural_rows_and_no_more():
                 corpus.rows_of(rec, rec.stage("stage1_flan", rows=wrong))
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
+@pytest.mark.parametrize("task", EVERY, ids=lambda t: t.name)
 def test_the_strategy_is_read_off_the_form_of_an_answer(task, taught):
     rng, cfg = Random(0), Config(answers="explained", system="none")
     assert {procedural.strategy_of(data.dress(r, cfg, rng).messages[-1]["content"]) for _, r in taught[task.name]} == {task.strategy}

@@ -1,5 +1,8 @@
 """show.py: figures from run folders and lists; nothing a model wrote becomes markup; the report needs no network."""
 
+import base64
+import gzip
+import inspect
 import json
 import os
 import re
@@ -8,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from orcalab import chatml, packing, recipes, report, show
+from orcalab import chatml, packing, panels, recipes, report, show
 
 SCORES = [{"student": s, "system": m, "macro": 0.5, "low": 0.4, "high": 0.7, "by_task": {"x": 0.25, "y": 0.75}, "tokens": 12.3,
            "format_ok": 0.9, "intervals": {"x": [0.0, 0.5], "y": [0.6, 0.9]}, "format_by_task": {"x": 1.0, "y": 0.5}} for s, m in (("base", "cautious"), ("stage3_gpt4", "cautious"), ("stage3_gpt4", "empty"))]
@@ -57,18 +60,40 @@ def test_packs_draws_targets_examples_and_padding():
     assert [None if v is None or v != v else round(float(v), 2) for v in heat.z[0]] == [0.15, 0.9, 0.15, 0.35, 0.35, None, None]
 
 
+def test_a_pack_tells_of_each_token_its_text_document_and_loss():
+    packed = packing.pack([([1, 2, 3], [0, 0, 1]), ([4, 5], [0, 1])], [[0, 1]], 7)
+    plain, coloured = show.pack(packed, text=lambda i: f"<{i}>", width=4).data[0], show.pack(packed, losses=[0.5, 8.0], width=4).data[0]
+    assert [len(r) for r in plain.z] == [4, 3] and plain.text[0][0] == "&#x27;&lt;1&gt;&#x27;, id 1<br>document 0, context" and list(plain.text[1][1:]) == ["padding", "padding"]
+    assert plain.text[0][1].endswith("what comes next is a target") and "document 1" in plain.text[0][3] and "<br>0.50 nats" in coloured.text[0][1] and "<br>8.00 nats" in coloured.text[0][3]
+    assert coloured.z[0][1] < coloured.z[0][3] == 1 and coloured.z[0][0] != coloured.z[1][0]
+    assert show.alt(show.pack(packed, losses=[0.5, 8.0])).startswith("Pack 0, token by token. 2 targets, 4.25 nats each: pale is sure, brown 4 nats or more; 2 documents.")
+
+
+def test_every_figure_says_in_words_what_it_shows(run, watched):
+    drawn = {"loss_curve": show.loss_curve(run), "training": show.training(watched), "memory": show.memory({"a": {"weights": 2.0}}), "lengths": show.lengths({"a": [3, 5, 9]}),
+             "packs": show.packs(packing.pack([([1, 2], [0, 1])], [[0]], 4)), "mixture": show.mixture({"by": {"task": {"a": 3}}, "config": {"name": "s"}}), "macro": show.macro(SCORES),
+             "messages": show.messages(SCORES), "dots": show.dots(SCORES), "heat": show.heat(SCORES, "base"), "beside": show.beside([{**SCORES[0], "benchmark": "bbh", "chance": 0.2}], {}),
+             "grid": show.grid([("a", "piece")], {"piece": "#fff"}), "pack": show.pack(packing.pack([([1, 2], [0, 1])], [[0]], 4))}
+    makes = {n for n, f in vars(show).items() if inspect.isfunction(f) and not n.startswith("_") and f.__doc__.startswith("Draw ")}
+    assert makes == set(drawn)
+    for name, fig in drawn.items():
+        assert re.search(r"\d", fig.layout.title.subtitle.text), name  # a caption with a number from the data
+        assert fig.layout.title.text in show.alt(fig) and show.alt(fig) == fig._repr_mimebundle_()["text/plain"] and isinstance(fig, show.Figure)
+    assert "3 to 4.00" not in show.alt(drawn["loss_curve"]) and "4.00 to 3.48" in show.alt(drawn["loss_curve"])
+
+
 def test_tokens_are_escaped_and_marked(tokenizer):
     ids, mask = chatml.encode([{"role": "user", "content": "<b>&"}, {"role": "assistant", "content": "<script>x"}], tokenizer)
-    page = show.tokens(ids, mask, tokenizer)
-    assert set(re.findall(r"</?\w+", page)) == {"<div", "</div", "<span", "</span", "<br"}
-    assert page.count("<span") == len(ids) and page.count("target") == sum(mask) and page.count("context") == len(ids) - sum(mask)
-    assert "&lt;" in page and "&amp;" in page and "⏎<br>" in page
+    page = panels.tokens(ids, mask, tokenizer)
+    assert set(re.findall(r"</?\w+", page)) == {"<div", "</div", "<span", "</span", "<br", "<wbr"}
+    assert page.count("title=") == len(ids) and page.count("target") == sum(mask) and page.count("context") == len(ids) - sum(mask)
+    assert "&lt;" in page and "&amp;" in page and "⏎" in page and "</span><br>" in page
 
 
 def test_tables_escape_what_a_model_wrote():
     page = show.table([["<img src=x>", 1]], ["a&b", "n"])
-    assert page == ('<table><tr><th class="word">a&amp;b</th><th>n</th></tr>'
-                    '<tr><td class="word">&lt;img src=x&gt;</td><td>1</td></tr></table>')
+    assert page == ('<table><tr><th style="text-align:left">a&amp;b</th><th style="text-align:right">n</th></tr>'
+                    '<tr><td style="text-align:left">&lt;img src=x&gt;</td><td style="text-align:right">1</td></tr></table>')
 
 
 def test_rows_of_the_score_table():
@@ -86,15 +111,17 @@ def test_the_table_by_task_says_the_same_and_is_narrow():
 
 
 def test_the_report_opens_offline(tmp_path, run):
-    page = show.report(tmp_path / "a" / "report.html", "a < b", "<b>lead</b>", [("One & two", [show.loss_curve(run), "<p>text</p>"]), ("Three", [])])
+    page = report.page(tmp_path / "a" / "report.html", "a < b", "<b>lead</b>", [("One & two", [show.loss_curve(run), "<p>text</p>"]), ("Three", [])])
     text = page.read_text(encoding="utf-8")
     assert not list(page.parent.glob("*.part")) and text.startswith("<!doctype html>")
-    assert text.count("Plotly.newPlot(") >= 1 and "<h1>a &lt; b</h1>" in text and "<p>text</p>" in text
-    assert '<a href="#s0">One &amp; two</a> <a href="#s1">Three</a>' in text and '<h2 id="s1">Three</h2>' in text
-    assert len(text) > 1_000_000  # plotly itself is inside
+    assert text.count('class="plotly-graph-div"') == 1 and 'aria-label="Loss on the teacher&#x27;s tokens. stage1_flan 4.00 to 3.48.' in text and "<h1>a &lt; b</h1>" in text and "<p>text</p>" in text
+    assert '<a href="#s0">One &amp; two</a></div><div><a href="#s1">Three</a>' in text and '<h2 id="s1">Three</h2>' in text
+    packed = re.search(r'atob\("([^"]+)"\)', text)[1]
+    assert gzip.decompress(base64.b64decode(packed)).decode() == show_js() and len(text) < 0.5 * len(show_js())  # plotly itself is inside, packed
+    assert report.page(tmp_path / "b.html", "", "", [("", [show.figure("</script><img src=x>")])]).read_text().count("</script>") == 2  # that of the figure's data, and of the code
     markup = re.sub(r"<script\b[^>]*>.*?</script>", "", text, flags=re.S)
     assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?(https?:)?//""", markup) and "<link" not in markup
-    assert not re.search(r"<script\b[^>]*\bsrc", text.replace(show_js(), ""))
+    assert not re.search(r"<script\b[^>]*\bsrc", text)
 
 
 def show_js():
@@ -104,12 +131,12 @@ def show_js():
 
 def test_pieces_are_coloured_by_kind_and_a_vocabulary_is_a_grid():
     known = [("<s>", "special"), ("<0A>", "byte"), ("7", "digit"), (" the", "piece"), ("<b>", "piece")]
-    page = show.pieces([0, 1, 3, 4], known)
-    assert page.count("<span") == 4 and "▁the" in page and "&lt;b&gt;" in page and 'title="id 1, byte"' in page and "<b>" not in page
-    assert show.pieces([3, 2], known, ansi=True) == "\x1b[90m▁the\x1b[0m \x1b[36m7\x1b[0m"
-    heat, *legend = show.grid(known, width=2).data
+    page = panels.pieces([0, 1, 3, 4], known)
+    assert page.count("title=") == 4 and "▁the" in page and "&lt;b&gt;" in page and 'title="id 1, byte"' in page and "<b>" not in page
+    assert panels.pieces([3, 2], known, ansi=True) == "\x1b[39m▁the\x1b[0m \x1b[36m7\x1b[0m"
+    heat, *legend = show.grid(known, {k: colour for k, (colour, _) in panels.KINDS.items()}, width=2).data
     assert [[None if v is None or v != v else int(v) for v in r] for r in heat.z] == [[0, 1], [2, 4], [4, None]] and heat.dy == 2
-    assert [s.name for s in legend] == list(show.KINDS)
+    assert [s.name for s in legend] == list(panels.KINDS)
 
 
 def test_messages_has_a_point_and_an_interval_for_each_student_and_message():
@@ -159,11 +186,11 @@ def test_training_shows_loss_by_strategy_and_held_out_and_a_panel_for_each_of_th
     assert (list(held.x), list(held.y), held.hovertext[0]) == ([2], [2.5], "75% of answers end")
     assert [list(t.y) for t in (norm, lr, lost, speed)] == [[0.5, 1, 1.5], [1e-4, 2e-4, pytest.approx(3e-4)], [0.01, 0.02, 0.03], [51, 52, 53]] and speed.hovertext[2] == "MFU 30.0%"
     assert [t.text for t in fig.layout.annotations] == ["gradient norm before clipping: 1.5", "learning rate: 3.00e-04", "updates lost to rounding: 3.00%", "tokens a second: 53, MFU 30%"]
-    assert fig.layout.title.text.startswith("stage 2: explained<br><sup>step 3 of 8, loss 3.000, 15 targets of 300 tokens in 0.1 min") and fig.layout.xaxis.range == fig.layout.xaxis5.range == (0.5, 8.5)
+    assert (fig.layout.title.text, fig.layout.title.subtitle.text) == ("stage 2: explained", "step 3 of 8, loss 3.000, 15 targets of 300 tokens in 0.1 min") and fig.layout.xaxis.range == fig.layout.xaxis5.range == (0.5, 8.5)
 
 
 def test_training_draws_a_run_of_one_strategy_or_of_few_columns(watched, run):
-    assert "step 3 of 3, loss 3.000" in show.training(run).layout.title.text and [t.name for t in show.training(run).data if t.showlegend] == ["all, running mean"]
+    assert "step 3 of 3, loss 3.000" in show.training(run).layout.title.subtitle.text and [t.name for t in show.training(run).data if t.showlegend] == ["all, running mean"]
     path = watched / "metrics.jsonl"
     path.write_text(path.read_text().replace('"b": ', '"a": '))
     assert [t.name for t in show.training(watched).data if t.showlegend] == ["all, running mean", "held out"]
@@ -199,7 +226,7 @@ for n in (1, 2, 3, 8):
 print(many, len(drawn) - many)"""
     figures = kernel(code)
     assert [o.output_type for o in figures] == ["display_data", "display_data", "stream"] and figures[2].text == "4 2\n"
-    assert all("step 3 of 8" in o.data["application/vnd.plotly.v1+json"]["layout"]["title"]["text"] for o in figures[:2])
+    assert all("step 3 of 8" in o.data["application/vnd.plotly.v1+json"]["layout"]["title"]["subtitle"]["text"] and "step 3 of 8" in o.data["text/plain"] for o in figures[:2])
 
 
 def test_live_is_silent_where_no_front_end_listens(watched, tmp_path):

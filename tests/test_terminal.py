@@ -213,7 +213,7 @@ def test_in_a_terminal(folder):
                 break
         assert 0 < int(window.match[1]) < 3000 and window.match[2] == "broken off"
         window.sendline("/ids")
-        window.expect(r"\x1b\[90m.*\x1b\[32m.*ids went in: \[[\d, ]+\]\r\n(\d+) came out: \[[\d, ]+\]\r\n> ")
+        window.expect(r"\x1b\[39m.*\x1b\[32m.*ids went in: \[[\d, ]+\]\r\n(\d+) came out: \[[\d, ]+\]\r\n> ")
         window.sendintr()
         window.expect_exact("Ctrl-D or /quit ends\r\n> ")
         window.sendline("/retry")
