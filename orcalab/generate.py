@@ -1,8 +1,7 @@
 """Answers: one, a stream, a conversation, or many side by side, where the next prompt takes the place of an answer that ended.
 
-Keys and values lie in one table for all texts, a row each, every token in the column of its position. So there is no padding to step over, a row is free for
-the next prompt as soon as its answer ends, and what a prompt begins with is copied from a row that begins alike: a system message is read once, and a
-conversation too.
+Keys and values lie in one table for all texts, a row each, every token in the column of its position. So there is no padding to step over, a row is free for the
+next prompt as soon as its answer ends, and what a prompt begins with is copied from a row that begins alike: a system message is read once, and a conversation too.
 
 Greedy unless a temperature is given, as in the paper (Orca 2, "Evaluation"). Who stands beside an answer changes the last bits of its logits alone: in fp32 no answer
 was ever another for that (tests, 200 real questions), in bf16 two nearly equal logits can round to either side.

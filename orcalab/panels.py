@@ -51,14 +51,6 @@ def tokens(ids, mask, tokenizer, losses=(), ansi=False):
     return chips(cells, ansi)
 
 
-def pieces(ids, known, ansi=False):
-    """Return tokens coloured by kind, spaces as ▁.
-
-    Args:    known: (text, kind) of every id, a kind being one of KINDS.
-    """
-    return chips([(known[i][0].replace(" ", "▁"), KINDS[known[i][1]], i, f"id {i}, {known[i][1]}") for i in ids], ansi)
-
-
 def loss_map(ids, mask, tokenizer, losses, ansi=False):
     """Return one answer as several models see it: each token in the colour of its loss, a block a model, or the printed twin.
 

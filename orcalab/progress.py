@@ -1,7 +1,6 @@
 """Progress with time left: a bar in a terminal or a notebook, plain lines where nobody watches.
 
-`orcalab run` sets ORCALAB_PROGRESS to a file; the notebook's long work writes its state there, so
-that the command in the terminal can show what happens inside.
+`orcalab run` sets ORCALAB_PROGRESS to a file; the notebook's long work writes its state there, so that the command in the terminal can show what happens inside.
 """
 
 import json
@@ -24,8 +23,7 @@ def clock(seconds):
 class Progress(AbstractContextManager):
     """Count `total` units of work named `what`; `note` is free text such as tokens/s.
 
-    Headless (no terminal, no notebook front end), prints a line at the start, then at most one
-    every `every` seconds, and one at the end.
+    Headless (no terminal, no notebook front end), prints a line at the start, then at most one every `every` seconds, and one at the end.
     """
 
     def __init__(self, total, what, every=15.0):

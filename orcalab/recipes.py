@@ -109,8 +109,7 @@ def orca2_7b():
 
     Paper: Orca 2, "Training": LLaMA-2-7B; FLAN-v2 for one epoch, Orca 1's 5M for three, 1M + 817K for four; 4,096 tokens a pack.
     Departs: open sets stand in for the closed answers (see `MIXES`), fewer than the paper's where no more exist. Learning rate and batch are ours: the paper
-    publishes none.
-    Solved examples come from rows of the same sub-collection: OpenOrca does not name tasks. Duplicates are looked for within a part.
+    publishes none. Solved examples come from rows of the same sub-collection: OpenOrca does not name tasks. Duplicates are looked for within a part.
     Cost, Result: not measured on these corpora; preparing as many synthetic rows was (LOG.md).
     """
     flan = Config(name="stage1_flan", rows="flan", answers="gold", system="none", seq_len=4096, steps=0, epochs=1, batch_size=1, accum=64, lr=1e-5, warmup=100,

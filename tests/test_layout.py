@@ -28,7 +28,7 @@ def law():
 GUESTS = {
     "torch": {"model", "train", "generate", "attention", "loss", "optim", "checkpoint", "adapter", "forecast", "watch", "preflight", "ranks", "long"}, "transformers": {"model", "adapter", "attention"},
     "tokenizers": {"model"}, "sentencepiece": set(), "peft": {"adapter"}, "bitsandbytes": {"adapter", "optim"}, "tensorboard": {"watch"}, "wandb": {"watch"}, "trackio": {"watch"},
-    "safetensors": {"model", "checkpoint", "adapter"}, "datasets": {"sources"}, "pyarrow": {"sources", "prepared", "tasks"}, "rensa": {"hygiene"}, "openai": {"endpoint"}, "plotly": {"show"}, "ipywidgets": {"panels"}, "azure": {"safety"}, "mlflow": {"serve", "watch"},
+    "safetensors": {"model", "checkpoint", "adapter"}, "datasets": {"sources"}, "pyarrow": {"sources", "prepared", "tasks"}, "rensa": {"hygiene"}, "openai": {"endpoint"}, "plotly": {"show", "report"}, "ipywidgets": {"panels"}, "azure": {"safety"}, "mlflow": {"serve", "watch"},
     "papermill": {"execute"}, "lm_eval": {"harness"}, "sacrebleu": {"judge"}, "rouge_score": {"judge"}, "math_verify": {"parser"}, "scipy": set(), "statsmodels": set(), "reasoning_gym": {"procedural", "evaluate"}, "filelock": {"ledger", "sweep"}, "tqdm": {"progress"}, "pandas": set(), "fsspec": {"sources"}, "huggingface_hub": {"sources", "tasks"},
 }
 
@@ -100,6 +100,11 @@ def test_rooms_of_text_and_numbers_load_no_torch():
             "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'transformers', 'plotly', 'datasets', 'pyarrow', 'reasoning_gym', 'rensa', 'lm_eval', 'math_verify', 'sacrebleu'}))")
     job = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert job.stdout == "[]\n"
+
+
+def test_the_map_of_the_package_names_every_room():
+    import orcalab
+    assert set(re.findall(r"\w+", orcalab.__doc__.split("\n\n")[1])) >= {p.stem for p in (ROOT / "orcalab").glob("*.py")} - {"__init__"}
 
 
 def test_the_package_stays_small():

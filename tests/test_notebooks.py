@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import psutil
@@ -98,6 +99,48 @@ def test_a_second_run_skips_what_is_done_and_only_that(corridor):
     job = again("--seed", "7")
     assert (job.returncode, job.stdout) == (2, "")  # refused before the first notebook, not by the seventh
     assert re.search(r"stage1_flan holds a run with other inputs \(seed: 0 -> 7\)", job.stderr)
+
+
+VARIES = {  # all that may differ between two runs of the same: by name, what it looks like in an executed copy
+    "a folder": rf"{re.escape(tempfile.gettempdir())}/tmp\w+|<out>",
+    "a widget's name": r'"model_id": "\w+"',
+    "time": r"\d+:\d\d left|took \d+:\d\d|\d+\.\d\d s\b|in [\d.]+ min|\nseconds +[\d.]+ +[\d.]+|(?<=seconds</td>)<td[^<]*>[\d.]+|(?<=\d% ) +\d+\.\d\d +\d+\.\d\d\n|(?<= USD) +[\d.]+",
+    "speed": r'[\d.,]+ (tokens|targets|calls)/s|MFU [\d.]+%|tokens a second: [\d,]+|"y": \[[^]]*\], "yaxis": "y5"',
+    "memory": r'measured \d\.\d\d|\npeak GiB +\S+ +\S+|(?<="measured peak", "type": "scatter", "x": )\[[^]]*\]',
+    "a port, and what is named after it": r"http://127\.0\.0\.1:\d+|&quot;[0-9a-f]{16}&quot;|Read error \[127\.0\.0\.1\][^)]*",
+    "which of several calls is answered first": r"asked-here: 1/.* spent",
+    "the size of files with times in them": r"[\d,]+ bytes( cut to [\d,]+)?",
+}
+
+
+def shown(out, name):
+    """{cell: what it shows, words, tables and figures, without what may vary} of an executed copy."""
+    cells = {}
+    for n, cell in enumerate(config.read_json(out / "notebooks" / name)["cells"]):
+        text = "".join("".join(o["text"]) if "text" in o else json.dumps(o["data"], sort_keys=True, ensure_ascii=False) for o in cell.get("outputs", ())).replace(str(out), "<out>")
+        for what, pattern in VARIES.items():
+            text = re.sub(pattern, f"<{what}>", text)
+        cells[n, "".join(cell["source"]).replace(str(out), "<out>")] = text
+    return cells
+
+
+@pytest.mark.long
+def test_twice_in_a_row_gives_the_same_numbers(corridor):
+    """Two minutes: every notebook once more into another folder, and all that they show, cell by cell."""
+    out = corridor[0]
+    job = command("run", "--recipe", "smoke", "--out", "again", "--base", "my_llama", cwd=out.parent)
+    assert job.returncode == 0, job.stderr[-3000:]
+    differ, numbers = [], 0
+    for path in NOTEBOOKS:
+        once, twice = shown(out, path.name), shown(out.with_name("again"), path.name)
+        assert once.keys() == twice.keys()
+        differ += [(path.name, cell, once[cell], twice[cell]) for cell in once if once[cell] != twice[cell]]
+        numbers += sum(len(re.findall(r"\d+\.\d+", text)) for text in once.values())
+    assert differ == [] and numbers > 5000  # what is masked has not taken all that there is
+    assert [p.relative_to(out).as_posix() for p in sorted(out.glob("*/model/model.safetensors"))] == ["answer_only/model/model.safetensors", "long/model/model.safetensors", "small_gpu/model/model.safetensors"] + [
+        f"{s}/model/model.safetensors" for s in ("stage1_flan", "stage2_chatgpt", "stage3_gpt4")]
+    for weights in out.glob("*/model/model.safetensors"):
+        assert weights.read_bytes() == (out.with_name("again") / weights.relative_to(out)).read_bytes(), weights
 
 
 def test_a_browser_draws_the_report_without_an_error(corridor):

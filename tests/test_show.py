@@ -131,9 +131,10 @@ def show_js():
 
 def test_pieces_are_coloured_by_kind_and_a_vocabulary_is_a_grid():
     known = [("<s>", "special"), ("<0A>", "byte"), ("7", "digit"), (" the", "piece"), ("<b>", "piece")]
-    page = panels.pieces([0, 1, 3, 4], known)
+    cells = lambda ids: [(known[i][0].replace(" ", "▁"), panels.KINDS[known[i][1]], i, f"id {i}, {known[i][1]}") for i in ids]
+    page = panels.chips(cells([0, 1, 3, 4]))
     assert page.count("title=") == 4 and "▁the" in page and "&lt;b&gt;" in page and 'title="id 1, byte"' in page and "<b>" not in page
-    assert panels.pieces([3, 2], known, ansi=True) == "\x1b[39m▁the\x1b[0m \x1b[36m7\x1b[0m"
+    assert panels.chips(cells([3, 2]), ansi=True) == "\x1b[39m▁the\x1b[0m \x1b[36m7\x1b[0m"
     heat, *legend = show.grid(known, {k: colour for k, (colour, _) in panels.KINDS.items()}, width=2).data
     assert [[None if v is None or v != v else int(v) for v in r] for r in heat.z] == [[0, 1], [2, 4], [4, None]] and heat.dy == 2
     assert [s.name for s in legend] == list(panels.KINDS)
