@@ -3,6 +3,7 @@
 What is drawn are the views of notebooks 08 and 10, by the same functions, on the row that all notebooks follow and on one held-out question; light and dark.
 """
 
+import html
 import shutil
 import sys
 from pathlib import Path
@@ -28,7 +29,7 @@ def views(rec):
         if name in ("base", "stage3_gpt4", "answer_only"):
             answers = student.answer([student.prompt(question, m) for m in MESSAGES], rec.max_new_tokens)
             texts |= {(name, m): f"{a.text}\n[{a.tokens} tokens, {a.reason}]" for m, a in zip(MESSAGES, answers)}
-    return {"loss_map": panels.loss_map(ids, mask, student.tokenizer, losses), "switchboard": f"<p>{question}</p>{panels.board(texts)}"}
+    return {"loss_map": panels.loss_map(ids, mask, student.tokenizer, losses), "switchboard": f"<p>{html.escape(question)}</p>{panels.board(texts)}"}
 
 
 def main(out):

@@ -112,7 +112,7 @@ def needed(given, *names):
         if not cfg.finished:
             needed(given, *{cfg.start} - {"base"})
             print(f"{cfg.name} is not trained in {cfg.out}: training it first, {cfg.steps or 'as many as its rows take'} steps of {cfg.tokens_per_step} tokens. Stopping is safe, for the same cell "
-                  "goes on from the last checkpoint; if this is the wrong folder, stop and set out", flush=True)
+                  f"goes on from the last checkpoint, one every {cfg.save_every} steps; if this is the wrong folder, stop and set out", flush=True)
             train(stage=cfg.name, **given)
 
 

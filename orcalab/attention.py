@@ -40,8 +40,7 @@ def batch_of(packed, rows, device, kind="documents"):
     """
     alone = kind != "documents" and packed.segment[rows].max() < 1
     close = alone or kind == "documents"
-    segments = [s[s >= 0] if close else s for s in packed.segment[rows]]
-    lengths = [n for s in segments for n in packing.lengths_of(s)]
+    lengths = [n for s in packed.segment[rows] for n in packing.lengths_of(s[s >= 0] if close else s)]
     real = packed.segment[rows].reshape(-1) >= (0 if close else -1)
     tensors = [torch.from_numpy(a[rows].reshape(-1)[real]).to(device) for a in (packed.ids, packed.position, packed.labels)]
     if alone and (rest := -sum(lengths) % -(-packed.ids.shape[1] // 16)):

@@ -161,9 +161,8 @@ def shards(rows, cfg, encoder, folder, overlap=None):
             tokens += read_shard(path)[1]["report"]["tokens"]
             if tokens >= wanted:
                 break
-    for other in folder.glob("data-*.arrow"):  # made ahead
-        if other > path:
-            other.unlink()
+    for other in [p for p in folder.glob("data-*.arrow") if p > path]:  # made ahead
+        other.unlink()
 
 
 def prepare(rows, cfg, tokenizer, folder, origin, against=""):

@@ -67,8 +67,7 @@ def students(rec, exam):
 
 def template_of(rec, template=None):
     """Return the template that the base is asked in: the one named, else that of its students."""
-    trained = [read_json(s.folder / "config.json")["template"] for s in rec.stages if s.finished]
-    return template or (trained or [rec.stages[0].template])[0]
+    return template or ([read_json(s.folder / "config.json")["template"] for s in rec.stages if s.finished] or [rec.stages[0].template])[0]
 
 
 def ask_own(rec, exam, template=None):

@@ -51,12 +51,13 @@ def refuse_other_inputs(stages):
 
 def work(folder):
     """Start a kernel in a folder, let it import what all notebooks need, and execute the notebook that standard input names, if any."""
-    sys.modules["rfc3987_syntax"] = None  # jsonschema would read a grammar with it, for nearly two seconds
+    quick = "import sys; sys.modules['rfc3987_syntax'] = None"  # jsonschema would read a grammar with it, for nearly two seconds
+    exec(quick)
     from jupyter_client.manager import start_new_kernel
     from papermill import execute_notebook
     kernel, client = start_new_kernel(kernel_name="python3", cwd=folder)
     try:
-        client.execute(f"[__import__(room) for room in {NEEDED}]", silent=True)
+        client.execute(f"{quick}; [__import__(room) for room in {NEEDED}]", silent=True)
         client.stop_channels()
         kernel.client_class = "jupyter_client.asynchronous.AsyncKernelClient"  # papermill's own kind
         if job := sys.stdin.readline():
@@ -99,8 +100,7 @@ def execute(job, path, target, values, label, begun):
     seconds = time.time() - started
     if job.returncode:
         tail = log.read_text(encoding="utf-8").strip()[-1800:]
-        raise SystemExit(f"\n{label} failed after {clock(seconds)}:\n{tail}\n\nThe executed copy so far: {target}\n"
-                         "The same command goes on from here.")
+        raise SystemExit(f"\n{label} failed after {clock(seconds)}:\n{tail}\n\nThe executed copy so far: {target}\nThe same command goes on from here.")
     log.unlink()
     print(f"{chr(13) + chr(27) + '[K' if terminal else ''}{label} {clock(seconds):>6}   {clock(time.time() - begun):>6} so far", flush=True)
     return seconds
@@ -144,9 +144,12 @@ def corridor(rec, given):
         ready += [worker(*job[:2], small) for job in jobs[n + len(ready):n + 1 + 2 * small]]
         try:
             seconds = execute(ready.pop(0), path, target, values, label, begun)
-        finally:
-            if sys.exc_info()[0]:
-                [job.kill() for job in ready]
+        except BaseException:
+            for job, (_, left, *_) in zip(ready, jobs[n + 1:]):
+                job.kill()
+                job.wait()
+                left.with_suffix(".log").unlink(missing_ok=True)
+            raise
         state[path.stem] = {"seal": seal, "seconds": seconds, "stages": sorted(rec.finished)}
         config.write_json(state_file, state)
     return [out / "notebooks" / path.name for path in paths]

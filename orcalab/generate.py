@@ -157,9 +157,7 @@ class Student:
                  seed: each prompt draws by itself, from the seed and its number.
         Raises:  ValueError: a prompt that leaves no room for max_new_tokens in the model's context, or is empty; a setting out of range.
         """
-        for i, said in self.streams(prompts, max_new_tokens, batch_size, temperature, top_p, seed):
-            if isinstance(said, Answer):
-                yield i, said
+        yield from ((i, said) for i, said in self.streams(prompts, max_new_tokens, batch_size, temperature, top_p, seed) if isinstance(said, Answer))
 
     def streams(self, prompts, max_new_tokens=512, batch_size=64, temperature=0.0, top_p=1.0, seed=0, table=None, new=None):
         """Answer many prompts as `answers` does; yield (number of the prompt, piece of its text) as it is made, never half a character, and (number, Answer) behind its last.

@@ -124,8 +124,7 @@ class Overlap:
 
     def _windows(self, words):
         """Return the hashes of the 13 words from each word on, (words, 13); a word of no question is 0, and so is what lies behind the last."""
-        ids = np.fromiter(map(self.words.get, chain(words, [""] * (NGRAM - 1)), repeat(0)), np.uint64)
-        return np.lib.stride_tricks.sliding_window_view(ids, NGRAM)
+        return np.lib.stride_tricks.sliding_window_view(np.fromiter(map(self.words.get, chain(words, [""] * (NGRAM - 1)), repeat(0)), np.uint64), NGRAM)
 
     def of_rows(self, rows):
         """Return what `of` gives for what rows say, their system messages left out."""

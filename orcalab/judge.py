@@ -149,8 +149,7 @@ def _ask(records, prompts, kind, judge, folder):
 def _result(records, verdicts, lengths, **more):
     judged = [{**r, "verdicts": v, "value": None if None in v else mean(v)} for r, v in zip(records, verdicts)]
     ends = list(zip(*((v, n) for v, n in zip(chain(*verdicts), lengths) if v is not None)))
-    length = correlation(*ends) if ends and all(len(set(x)) > 1 for x in ends) else None
-    return judged, {"value": _mean(r["value"] for r in judged), **more, "length": length}
+    return judged, {"value": _mean(r["value"] for r in judged), **more, "length": correlation(*ends) if ends and all(len(set(x)) > 1 for x in ends) else None}
 
 
 def _talk(record, said=()):

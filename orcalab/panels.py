@@ -46,7 +46,7 @@ def tokens(ids, mask, tokenizer, losses=(), ansi=False):
         text = raw.decode(errors="replace")
         text = text if text.encode() == raw else "".join(f"<{b:02X}>" for b in raw)
         lost = losses[at - 1] if len(losses) and at else None
-        colour = LEARNED[bool(m)] if not (m and len(losses)) else next(shades for limit, *shades in NATS if lost < limit)
+        colour = LEARNED[bool(m)] if lost is None or not m else next(shades for limit, *shades in NATS if lost < limit)
         cells.append((text, colour, "" if len(losses) else i, f"id {i}, {kind}, {'target' if m else 'context'}" + (f", {lost:.2f} nats" if lost is not None else "")))
     return chips(cells, ansi)
 
@@ -56,7 +56,7 @@ def loss_map(ids, mask, tokenizer, losses, ansi=False):
 
     Args:    losses: {name of the model: nats of each token but the first}.
     """
-    at, out = next(at for at, m in enumerate(mask) if m) - 1, []  # the token that the first target is predicted from
+    at, out = max(0, list(mask).index(1) - 1), []  # the token that the first target is predicted from
     for name, nats in losses.items():
         own = [n for n, m in zip(nats, mask[1:]) if m]
         said, view = f"{sum(own) / len(own):.2f} nats a target, {sum(own):.1f} in all", tokens(ids[at:], mask[at:], tokenizer, nats[at:], ansi)
@@ -124,7 +124,8 @@ def explore(records, student="all", message="all", task="all", verdict="all", wo
 def explorer(records):
     """Return a view of all answers: filtered by student, message, task, verdict and words. Its printed twin is `explore` with ansi."""
     names = lambda key: ["all", *dict.fromkeys(r[key] for r in records)]
-    return play(partial(explore, records), verdict=["all", "differ", "right", "wrong", "not read"], task=names("task"), student=names("student"), message=names("system"), page=(1, 1, 50), words="")
+    return play(partial(explore, records), verdict=["all", "differ", "right", "wrong", "not read"], task=names("task"), student=names("student"), message=names("system"),
+                page=(1, 1, 1 + len({(r["task"], r["number"]) for r in records}) // 8), words="")
 
 
 def board(texts, ansi=False):
@@ -157,7 +158,7 @@ def switchboard(ask, students, messages, question):
             live = {s: ask(s, box.value, messages) for s in students}
             while live and not halt.is_set():
                 for s in list(live):
-                    if (said := next(live[s], None)) is None:
+                    if halt.is_set() or (said := next(live[s], None)) is None:
                         del live[s]
                     else:
                         texts[s, said[0]] += said[1]

@@ -24,7 +24,8 @@ overflow-x:auto;font-size:12px}nav{columns:2;margin:1.5em 0}.big{font-size:1.25e
 # plotly's code lies in the page packed, a third of its size; the figures' data as they are
 DRAW = """<script>new Response(new Blob([Uint8Array.from(atob("PACKED"),c=>c.charCodeAt(0))]).stream().pipeThrough(new DecompressionStream("gzip"))).text().then(code=>{
 const s=document.createElement("script");s.textContent=code;document.head.append(s);document.querySelectorAll(".plotly-graph-div").forEach(d=>{
-const f=JSON.parse(d.previousElementSibling.textContent);f.layout.font.color=matchMedia("(prefers-color-scheme:dark)").matches?"#bbb":"#555";Plotly.newPlot(d,f.data,f.layout,{displayModeBar:false,responsive:true})})})</script>"""
+const f=JSON.parse(d.previousElementSibling.textContent);f.layout.font.color=matchMedia("(prefers-color-scheme:dark)").matches?"#bbb":"#555";Plotly.newPlot(d,f.data,f.layout,{displayModeBar:false,responsive:true})})}).catch(
+()=>document.querySelectorAll("figure").forEach(f=>f.append(f.getAttribute("aria-label"))))</script>"""
 
 
 def page(path, title, lead, sections):
@@ -77,8 +78,7 @@ def write_report(rec):
         rows = [[t.name, t.strategy, "yes" if t.direct else "no", t.why] for t in rec.tasks]
         sections.append(("What each stage taught", [show.macro(scores), show.table(*show.task_rows(scores, rec.tasks))]))
         last = [s for s in scores if s["student"] in pair(records)]
-        sections.append(("Which answers need explaining", [
-            show.dots(last), show.table(rows, ["task", "strategy", "should a direct answer do?", "why, written beforehand"])]))
+        sections.append(("Which answers need explaining", [show.dots(last), show.table(rows, ["task", "strategy", "should a direct answer do?", "why, written beforehand"])]))
     if several:
         sections.append(("What each student does under each message", [show.messages(several), show.table(*show.score_rows(several))]))
     if grid := evaluate.read_answers(out / "grid"):
@@ -94,7 +94,7 @@ def write_report(rec):
     if scores:
         names = [n for n in ("base", *pair(records)) if n in records] or list(records)[:1]
         some = sorted((r for n in names for r in records[n] if r["number"] < 2), key=lambda r: r["task"])
-        sections.append(("Answers to read", [panels.explore(some, most=len(some))]))
+        sections.append(("Answers to read", ["<p>The first two questions of each task, as an extract.</p>", panels.explore(some, most=len(some)).partition("</p>")[2]]))
     if trained:
         prints = [[c["name"], *(c["seal"][k] for k in ("data", "tokenizer", "weights")), ", ".join(f"{k} {v}" for k, v in c["versions"].items())] for c in cards]
         sections.append(("Settings and fingerprints", [f"<pre>{html.escape(inspect.cleandoc(rec.doc))}</pre>", show.table(prints, ["stage", "rows", "tokenizer", "starts from weights", "made with"]),

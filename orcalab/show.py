@@ -12,7 +12,6 @@ from pathlib import Path
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema, which the first figure asks for, would read a grammar with it for nearly two seconds
 # Okabe and Ito's palette: told apart by colour-blind readers, and on light and dark ground alike
 BLUE, ORANGE, GREEN, SKY, PURPLE, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#CC79A7", "#D55E00", "#8A8A8A"
 PALE, DARK = "rgba(128,128,128,.28)", "rgba(128,128,128,.6)"  # one document and the next
@@ -83,8 +82,7 @@ def loss_curve(*folders, names=()):
         name, lines = own or Path(folder).name, metrics(folder)
         x, mean = list(accumulate(line["tokens"] for line in lines)), _mean([line["loss"] for line in lines])
         colour = COLOURS.get(name, tint)
-        fig.add_scatter(x=x, y=[line["loss"] for line in lines], mode="lines", line={"color": colour, "width": 1},
-                        opacity=0.3, showlegend=False, hoverinfo="skip")
+        fig.add_scatter(x=x, y=[line["loss"] for line in lines], mode="lines", line={"color": colour, "width": 1}, opacity=0.3, showlegend=False, hoverinfo="skip")
         fig.add_scatter(x=x, y=mean, mode="lines", name=NAMES.get(name, name), line={"color": colour, "width": 3})
         ends.append(f"{name} {mean[0]:.2f} to {mean[-1]:.2f}")
     many = len(set(map(str, folders))) > 1 and not any(names)  # other words are learned in each
@@ -185,10 +183,10 @@ def pack(packed, number=0, text=str, losses=(), width=128):
     """
     ids, labels, where = (a[number].tolist() for a in (packed.ids, packed.labels, packed.segment))
     left, z, told = iter(losses), [], []
-    for i, label, document in zip(ids, labels, where):
-        lost = next(left, None) if label >= 0 else None
-        z.append(None if document < 0 else 0.28 + 0.72 * min(1, lost / 4) if lost is not None else 1 if label >= 0 else 0.08 + 0.12 * (document % 2))
-        told.append("padding" if document < 0 else f"{html.escape(repr(text(i)))}, id {i}<br>document {document}, {'context' if label < 0 else 'what comes next is a target'}" + (f"<br>{lost:.2f} nats" if lost is not None else ""))
+    for i, target, document in zip(ids, [False, *(y >= 0 for y in labels)], where):  # a label stands where its target is predicted from, one before it
+        lost = next(left, None) if target else None
+        z.append(None if document < 0 else 0.28 + 0.72 * min(1, lost / 4) if lost is not None else 1 if target else 0.08 + 0.12 * (document % 2))
+        told.append("padding" if document < 0 else f"{html.escape(repr(text(i)))}, id {i}<br>document {document}, {'target' if target else 'context'}" + (f"<br>{lost:.2f} nats" if lost is not None else ""))
     rows = lambda cells: [cells[r:r + width] for r in range(0, len(cells), width)]
     mean = f", {sum(losses) / len(losses):.2f} nats each: pale is sure, brown 4 nats or more" if len(losses) else " (green)"
     fig = figure(f"Pack {number}, token by token", f"{width} tokens in a row", "", f"{sum(y >= 0 for y in labels):,} targets{mean}; {max(where) + 1} documents", height=150 + 13 * -(-len(ids) // width))
@@ -212,7 +210,7 @@ def mixture(*cards):
 
 def macro(scores):
     """Draw macro accuracy of each student under one message, with 95 % intervals."""
-    fig = figure("Accuracy on held-out questions (mean over tasks)", "", "accuracy", ", ".join(f"{s['student']} {s['macro']:.0%}" for s in scores) + "; lines are 95 % intervals", showlegend=False)
+    fig = figure("Accuracy on held-out questions (mean over tasks)", "", "accuracy", ", ".join(f"{s['student']} {s['macro']:.0%}" for s in scores[:5]) + "; lines are intervals of 95 %", showlegend=False)
     fig.add_bar(x=[NAMES.get(s["student"], s["student"]).replace(": ", ":<br>") for s in scores], y=[s["macro"] for s in scores],
                 marker_color=[COLOURS.get(s["student"], PURPLE) for s in scores],
                 text=[f"{s['macro']:.0%}" for s in scores], textposition="inside", insidetextanchor="start", textfont_color="white", **_interval(scores, color="#777"))
@@ -223,7 +221,7 @@ def messages(scores):
     """Draw accuracy under each system message, a point with its 95 % interval for each student."""
     systems, students = (list(dict.fromkeys(s[k] for s in scores)) for k in ("system", "student"))
     spread = {n: [s["macro"] for s in scores if s["student"] == n] for n in students}
-    fig = figure("How each student does, by what it is told", "", "accuracy (mean over tasks)", ", ".join(f"{n} {min(v):.0%} to {max(v):.0%}" for n, v in spread.items()), height=440, scattermode="group", scattergap=0.5)
+    fig = figure("How each student does, by what it is told", "", "accuracy (mean over tasks)", ", ".join(f"{n} {min(v):.0%} to {max(v):.0%}" for n, v in list(spread.items())[:4]), height=440, scattermode="group", scattergap=0.5)
     for name in students:
         own = [s for system in systems for s in scores if (s["student"], s["system"]) == (name, system)]
         fig.add_scatter(x=[NAMES.get(s["system"], s["system"]) for s in own], y=[s["macro"] for s in own], mode="markers", name=NAMES.get(name, name), offsetgroup=name,
@@ -240,7 +238,7 @@ def _who(s, scores):
 def dots(scores, key="by_task", title="Where explaining helps, and where it does not"):
     """Draw accuracy per task with its 95 % interval, or another share that scores have by task: a point for each student and message."""
     tasks = list(scores[0][key]) if scores else []
-    means = ", ".join(f"{s['student']} {sum(s[key].values()) / len(tasks):.0%}" for s in scores[:4] if tasks)
+    means = ", ".join(f"{s['student']}, {s['system']} {sum(s[key].values()) / len(tasks):.0%}" for s in scores[:3] if tasks)
     fig = figure(title, "share of answers", "", f"mean over tasks: {means}", height=100 + 20 * len(scores) + (14 + 9 * len(scores)) * len(tasks), scattermode="group", scattergap=0.4)
     for s in scores:
         how, colour, n = _who(s, scores)
@@ -257,7 +255,7 @@ def beside(ours, paper):
         ours: scores, each with its `benchmark`.  paper: {model: {benchmark: percent}}.
     """
     order = list(dict.fromkeys(s["benchmark"] for s in ours))
-    fig = figure("Accuracy, mean over tasks; dotted: what guessing gives", "", "accuracy", ", ".join(f"{s['student']}, {s['system']} {s['macro']:.0%}" for s in ours[:4]), height=460, barmode="group")
+    fig = figure("Accuracy, mean over tasks; dotted: what guessing gives", "", "accuracy", ", ".join(f"{s['benchmark']}: {s['student']}, {s['system']} {s['macro']:.0%}" for s in ours[:3]), height=460, barmode="group")
     for n, (model, numbers) in enumerate(paper.items()):
         fig.add_bar(x=order, y=[numbers[b] / 100 if b in numbers else None for b in order], name=f"{model} (paper)", offsetgroup=model,
                     marker={"color": f"rgba(128,128,128,{0.1 + 0.3 * n / len(paper)})", "line": {"color": GREY, "width": 1}})
@@ -302,7 +300,7 @@ def grid(known, colours, width=256):
 def table(rows, head):
     """Return rows as an HTML table: words to the left, numbers to the right, long text wrapped, wherever it is shown."""
     right = _numeric(rows, len(head))
-    style = lambda c, v: f' style="text-align:{"right" if right[c] else "left"}{";white-space:pre-wrap;min-width:14em" if len(str(v)) > 60 else ""}"'
+    style = lambda c, v: f' style="padding:.25em .7em;text-align:{"right" if right[c] else "left"}{";white-space:pre-wrap;min-width:11em" if len(str(v)) > 60 else ""}"'
     cells = lambda values, tag: "".join(f"<{tag}{style(c, v)}>{html.escape(str(v))}</{tag}>" for c, v in enumerate(values))
     return f"<table><tr>{cells(head, 'th')}</tr>{''.join(f'<tr>{cells(r, chr(116) + chr(100))}</tr>' for r in rows)}</table>"
 

@@ -251,8 +251,7 @@ def rows_from(asked, teacher, ledger, folder, drop=(), moderate=None):
     """
     folder, said = Path(folder), Counter()
     folder.mkdir(parents=True, exist_ok=True)
-    names = [folder / "rows.jsonl", folder / "dropped.jsonl"]
-    sides = [p.with_suffix(".part") for p in names]
+    sides = [folder / "rows.part", folder / "dropped.part"]
     with open(sides[0], "w", encoding="utf-8", newline="\n") as kept, open(sides[1], "w", encoding="utf-8", errors="backslashreplace", newline="\n") as dropped:
         for query in asked:
             entry = walk(query, teacher, ledger)[2]
@@ -266,7 +265,7 @@ def rows_from(asked, teacher, ledger, folder, drop=(), moderate=None):
             if not why and row.answer:
                 said[{True: "right", False: "wrong", None: "not comparable"}[hygiene.agrees(entry["answer"], row.answer)]] += 1
             (dropped if why else kept).write(json.dumps({"why": why} | item if why else item, ensure_ascii=False) + "\n")
-    for side, name in zip(sides, names):
-        side.replace(name)
+    for side in sides:
+        side.replace(side.with_suffix(".jsonl"))
     write_json(folder / "teach.json", {"teacher": vars(teacher), "counts": said})
     return said

@@ -19,7 +19,7 @@ COMMANDS = {
     "/strategy": "NAME: the strategy to answer under from now on; alone, lists them",
     "/retry": "take the last question and answer back, and ask again",
     "/save": "FILE: put the conversation, under its latest system message, at the end of a JSONL file, as a row for a stage",
-    "/ids": "show the tokens that went in last (grey) and came out (green)",
+    "/ids": "show the tokens that went in last (plain) and came out (green)",
     "/new": "begin a new conversation under the same system message",
     "/help": "show this",
     "/quit": "end, as Ctrl-D does",

@@ -48,12 +48,14 @@ PAINT = PANEL + """panel.content.activeCellIndex = cells.length - 1
 HOVER = """(plot, words) => { const {xaxis, yaxis} = plot._fullLayout, {text, dy} = plot.data[0], at = plot.getBoundingClientRect()
     const row = text.findIndex(r => r.some(t => t.includes(words))), column = text[row].findIndex(t => t.includes(words))
     return [at.left + xaxis._offset + xaxis.d2p(column), at.top + yaxis._offset + yaxis.d2p(row * (dy ?? 1))] }"""
-FAULTS = """area => { const found = []  // words of figures that are cut off, lie on each other, or are hard to read on the ground that they stand on
+FAULTS = """area => { const found = []  // what is wider than its place; words of figures that are cut off, lie on each other, or are hard to read on the ground that they stand on
     const light = s => s.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4).reduce((sum, v, n) => sum + v * [0.2126, 0.7152, 0.0722][n], 0)
     const probe = document.body.appendChild(document.createElement('i'))
     probe.style.color = 'var(--jp-layout-color0)'
     const ground = light(getComputedStyle(probe).color)
     probe.remove()
+    for (const made of area.querySelectorAll('.jp-OutputArea-output'))
+        if (made.scrollWidth > made.clientWidth + 1) found.push('wider than its place: ' + made.innerText.slice(0, 40))
     for (const plot of area.querySelectorAll('.js-plotly-plot')) {
         const frame = plot.getBoundingClientRect(), words = [...plot.querySelectorAll('.xtick text, .ytick text, .gtitle, .gtitle-subtitle, .g-xtitle text, .g-ytitle text, .legendtext, .annotation-text')]
         const places = words.map(text => [text, text.getBoundingClientRect(), text.closest('.xtick, .ytick')]).filter(([text, box]) => box.width)
@@ -134,7 +136,7 @@ class Book:
         expect(self.page.locator("body")).to_have_attribute("data-jp-theme-light", str(name == "Light").lower())
 
     def look(self, suffix=""):
-        """Look at all that is not plain text: figures and views are drawn; return which words of figures cannot be read."""
+        """Look at all that is not plain text: figures and views are drawn; return what cannot be read."""
         faults = []
         for cell in self.cells():
             kinds = [kind for o in cell["outputs"] for kind in (FIGURE, VIEW, PAGE, DRAWING) if kind in o.get("data", {})]
@@ -151,7 +153,7 @@ class Lab:
     """JupyterLab in a page of a browser, where one notebook at a time is opened."""
 
     def __init__(self, url, token, context, folder, shots):
-        self.url, self.token, self.context, self.folder, self.shots, self.page, self.ran = url, token, context, folder, shots, None, set()
+        self.url, self.token, self.context, self.folder, self.shots, self.page = url, token, context, folder, shots, None
 
     @contextmanager
     def open(self, path):
@@ -170,14 +172,6 @@ class Lab:
             page.evaluate("async () => { const panel = window.jupyterapp?.shell.currentWidget; await panel?.sessionContext?.shutdown(); panel?.dispose() }")
             if not self.page:
                 page.close()
-
-    def before(self, path):
-        """Run the stages that a notebook stands on, where they were not run yet: alone, or in one of several processes, its test may be the first."""
-        for p in NOTEBOOKS:
-            if "_stage" in p.stem and p.name < path.name < "12" and p.name not in self.ran:
-                with self.open(self.folder / "notebooks" / p.name) as book:
-                    book.run()
-                self.ran.add(p.name)
 
 
 def copy(path, folder):
@@ -262,14 +256,17 @@ def the_counts_follow_the_sliders(book):
 def a_token_tells_of_itself(book):
     area = book.made_by("show.pack(")
     assert re.fullmatch(r"'.+', id \d+document 0, context", book.hover(area, "document 0, context"))
-    assert re.fullmatch(r"'.+', id \d+document 1, what comes next is a target", book.hover(area, "document 1, what"))
+    assert re.fullmatch(r"'.+', id \d+document 1, target", book.hover(area, "document 1, target"))
     book.shot("hovered")
 
 
 @plays("04_packing")
 def a_long_pack_is_painted_within_a_second(book):
-    took = [book.js(PAINT, "show.pack(packing.pack([([5] * 512, [0, 1] * 256)] * 8, [list(range(8))], 4096, 0), text=str)") for _ in range(3)]
-    assert took[0]["tokens"] == 4096 and min(t["plot"] for t in took) < 1000, took  # milliseconds
+    code, took = "show.pack(packing.pack([([5] * 512, [0, 1] * 256)] * 8, [list(range(8))], 4096, 0), text=lambda i: tokenizer.decode([i]))", []
+    while len(took) < 8 and not any(t["cell"] < 1000 for t in took):  # milliseconds from running the cell to seeing the pack; others may use the machine
+        took.append(book.js(PAINT, code))
+    assert took[-1]["tokens"] == 4096 and min(t["cell"] for t in took) < 1000, took
+    print("a pack of 4,096 tokens:", took)
 
 
 @plays("06_stage1_flan", "07_stage2_chatgpt", "08_stage3_gpt4", "13_small_gpu")
@@ -283,7 +280,7 @@ def the_live_figure_comes_to_its_end(book):
 @plays("07_stage2_chatgpt")
 def a_target_tells_its_loss(book):
     area = book.made_by("losses=pack_nats[1]")
-    assert re.fullmatch(r"'.+', id \d+document \d+, what comes next is a target\d+\.\d\d nats", book.hover(area, "nats"))
+    assert re.fullmatch(r"'.+', id \d+document \d+, target\d+\.\d\d nats", book.hover(area, "nats"))
     book.shot("hovered")
 
 
@@ -331,12 +328,10 @@ def other_answers_are_chosen(book):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_runs_in_jupyterlab_and_answers_to_the_hand(path, lab):
-    lab.before(path)
     with lab.open(lab.folder / "notebooks" / path.name) as book:
         book.shot("top")
         book.run()
         assert book.errors() == []
-        lab.ran.add(path.name)
         faults = book.look()
         for play in PLAYS.get(path.stem, ()):
             play(book)

@@ -4,6 +4,7 @@ import html
 import re
 import time
 
+import pytest
 from conftest import talk
 
 from orcalab import chatml, generate, panels, safety, show
@@ -154,7 +155,13 @@ def test_the_switchboard_asks_all_students_under_all_messages_side_by_side(stude
     assert re.sub(r"\x1b\[\d+m", "", panels.board(texts, ansi=True)) == "cautious\n  one: 4\n  two: 5"
     assert "ValueError: no model &lt;in&gt; broken" in run(["broken"])
     order.clear()
-    assert run(["one"], stop_at=3).count("[length]") + run(["one"], stop_at=3).count("[stop]") < 4
+    whole = run(["one"]), len(order)
+    assert whole[0].count("[length]") + whole[0].count("[stop]") == 2
+    order.clear()
+    stopped = run(["one"], stop_at=3)
+    assert stopped.count("[length]") + stopped.count("[stop]") < 2 and len(order) < whole[1]
+    with pytest.raises(ValueError, match="1 is not in list"):
+        panels.loss_map([1, 2], [0, 0], student.tokenizer, {})
 
 
 def test_bubbles_hold_text_and_never_markup():
