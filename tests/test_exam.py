@@ -176,7 +176,7 @@ def test_forms_regret_and_comparisons_of_a_student_told_several_ways(tmp_path):
     for p in tmp_path.glob("*.jsonl"):
         p.rename(tmp_path / "root" / "bbh" / p.name)
     page = report.write_exam(recipes.get("smoke", out=str(tmp_path)), tmp_path / "root", {"bbh": [("s", m) for m in said]})[0].read_text(encoding="utf-8")
-    assert "which strategy wins where, and which was taken" in page and re.search(r"<td[^>]*>s</td><td[^>]*>cautious</td><td[^>]*>bbh/navigate</td><td>(?:60|50|0)%</td><td>50%</td>", page)
+    assert "which strategy wins where, and which was taken" in page and re.search(r"<td[^>]*>s</td><td[^>]*>cautious</td><td[^>]*>bbh/navigate</td><td[^>]*>(?:60|50|0)%</td><td[^>]*>50%</td>", page)
 
 
 def test_questions_are_held_against_all_that_a_student_was_trained_on(recipe, tmp_path):

@@ -38,7 +38,7 @@ def test_the_whole_journey(tmp_path, capsys):
     for title in ("Loss on the teacher's tokens", "Accuracy on held-out questions", "Where explaining helps",
                   "Rows trained on", "Answers to read", "Settings and fingerprints"):
         assert title in page.replace("\\u0027", "'")
-    assert page.count("Plotly.newPlot(") == 4  # accuracy, by task, loss, rows
+    assert page.count('class="plotly-graph-div"') == 4  # accuracy, by task, loss, rows
 
     # a second call does no work again
     files = [p for p in tmp_path.rglob("*") if p.suffix in (".safetensors", ".jsonl", ".npz")]
