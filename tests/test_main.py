@@ -61,12 +61,6 @@ def test_importing_the_package_and_asking_for_help_take_no_time():
     assert cost("from orcalab.__main__ import main\nmain(['--help'])") < 0.5
 
 
-def test_the_first_figure_reads_no_grammar():
-    """jsonschema, if it may, builds one for addresses, which takes nearly two seconds."""
-    code = "import sys, orcalab.show as show\nbundle = show.figure('a', 'x', 'y')._repr_mimebundle_()\nprint('nbformat' in sys.modules, [m for m in sys.modules if m.split('.')[0] == 'lark'])"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "True []\n"
-
-
 def test_version(capsys):
     assert cli.main(["--version"]) == 0 and capsys.readouterr().out == f"{orcalab.__version__}\n"
     from importlib.metadata import version

@@ -104,6 +104,7 @@ def test_a_second_run_skips_what_is_done_and_only_that(corridor):
 VARIES = {  # all that may differ between two runs of the same: by name, what it looks like in an executed copy
     "a folder": rf"{re.escape(tempfile.gettempdir())}/tmp\w+|<out>",
     "a widget's name": r'"model_id": "\w+"',
+    "what is fetched once, the first time": r"fetch [^\n]*\n",
     "time": r"\d+:\d\d left|took \d+:\d\d|\d+\.\d\d s\b|in [\d.]+ min|\nseconds +[\d.]+ +[\d.]+|(?<=seconds</td>)<td[^<]*>[\d.]+|(?<=\d% ) +\d+\.\d\d +\d+\.\d\d\n|(?<= USD) +[\d.]+|20\d\d-\d\d-\d\dT[\d:+]+",
     "speed": r'[\d.,]+ (tokens|targets|calls)/s|MFU [\d.]+%|tokens a second: [\d,]+|"y": \[[^]]*\], "yaxis": "y5"',
     "memory": r'measured \d\.\d\d|\npeak GiB +\S+ +\S+|(?<="measured peak", "type": "scatter", "x": )\[[^]]*\]',
