@@ -104,7 +104,6 @@ def test_a_second_run_skips_what_is_done_and_only_that(corridor):
 VARIES = {  # all that may differ between two runs of the same: by name, what it looks like in an executed copy
     "a folder": rf"{re.escape(tempfile.gettempdir())}/tmp\w+|<out>",
     "a widget's name": r'"model_id": "\w+"',
-    "what is fetched once, the first time": r"fetch [^\n]*\n",
     "time": r"\d+:\d\d left|took \d+:\d\d|\d+\.\d\d s\b|in [\d.]+ min|\nseconds +[\d.]+ +[\d.]+|(?<=seconds</td>)<td[^<]*>[\d.]+|(?<=\d% ) +\d+\.\d\d +\d+\.\d\d\n|(?<= USD) +[\d.]+|20\d\d-\d\d-\d\dT[\d:+]+",
     "speed": r'[\d.,]+ (tokens|targets|calls)/s|MFU [\d.]+%|tokens a second: [\d,]+|"y": \[[^]]*\], "yaxis": "y5"',
     "memory": r'measured \d\.\d\d|\npeak GiB +\S+ +\S+|(?<="measured peak", "type": "scatter", "x": )\[[^]]*\]',
@@ -119,6 +118,7 @@ def shown(out, name):
     cells = {}
     for n, cell in enumerate(config.read_json(out / "notebooks" / name)["cells"]):
         text = "".join("".join(o["text"]) if "text" in o else json.dumps(o["data"], sort_keys=True, ensure_ascii=False) for o in cell.get("outputs", ())).replace(str(out), "<out>")
+        text = re.sub(r"fetch [^\n]*\n", "", text)  # what is fetched once is told the first time
         for what, pattern in VARIES.items():
             text = re.sub(pattern, f"<{what}>", text)
         cells[n, "".join(cell["source"]).replace(str(out), "<out>")] = text
