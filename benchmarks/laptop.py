@@ -46,7 +46,7 @@ def memory(process, children=True):
 def timed(out, *words):
     """Execute `orcalab run` with these words and out, afresh.
 
-    Returns: (what it printed, {"minutes", "peak_gib", "notebooks": {name: {"seconds", "gib"}}}); a notebook's memory is that of its own process, kernel and what they start.
+    Returns: (what it printed, {"minutes", "peak_gib", "notebooks": {name: {"seconds", "gib"}}}); a notebook's memory is that of its kernel and what it starts.
     """
     import psutil
     begun, peak, high, lines = time.time(), 0, Counter(), out.with_suffix(".out")
@@ -54,9 +54,9 @@ def timed(out, *words):
     with open(lines, "w", encoding="utf-8") as f:
         job = psutil.Popen([sys.executable, "-m", "orcalab", "run", *words, "--out", str(out)], stdout=f, stderr=subprocess.STDOUT)
         while job.poll() is None:
-            now = lines.read_text(encoding="utf-8").count(" so far\n")  # as many are done, so this one works; beside it the next one's process waits
-            sizes = [memory(p) for p in job.children()]
-            peak, high[now] = max(peak, memory(job, children=False) + sum(sizes)), max(high[now], *sizes, 0)
+            now = lines.read_text(encoding="utf-8").count(" so far\n")  # as many are done, so this one works
+            sizes = [memory(p) for p in sorted(job.children(), key=psutil.Process.create_time)]  # its kernel is the oldest; beside it the next ones' get ready
+            peak, high[now] = max(peak, memory(job, children=False) + sum(sizes)), max(high[now], *sizes[:1])
             time.sleep(1)  # looking costs, too
     printed = lines.read_text(encoding="utf-8")
     if job.returncode:

@@ -1,11 +1,10 @@
-"""Notebooks, one at a time, each executed by a process of its own through papermill, with what happens inside shown outside."""
+"""Notebooks, one at a time, each in a kernel of its own and executed by papermill, with what happens inside shown outside."""
 
 import json
 import os
-import subprocess
 import sys
+import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import orcalab
@@ -13,6 +12,7 @@ from orcalab import config
 from orcalab.progress import clock
 
 NEEDED = ("orcalab.show", "orcalab.train", "orcalab.evaluate", "reasoning_gym", "transformers.models.llama.modeling_llama", "plotly.io._renderers")  # what takes seconds to import
+UNUSED = "rfc3987_syntax"  # jsonschema would read a grammar with it, for nearly two seconds
 
 
 def notebooks():
@@ -49,43 +49,46 @@ def refuse_other_inputs(stages):
             raise ValueError(f"{cfg.folder} holds a run with other inputs ({changed}); choose another out, or delete that folder")
 
 
-def work(folder):
-    """Start a kernel in a folder, let it import what all notebooks need, and execute the notebook that standard input names, if any."""
-    quick = "import sys; sys.modules['rfc3987_syntax'] = None"  # jsonschema would read a grammar with it, for nearly two seconds
-    exec(quick)
-    from jupyter_client.manager import start_new_kernel
-    from papermill import execute_notebook
-    kernel, client = start_new_kernel(kernel_name="python3", cwd=folder)
-    try:
-        client.execute(f"{quick}; [__import__(room) for room in {NEEDED}]", silent=True)
-        client.stop_channels()
-        kernel.client_class = "jupyter_client.asynchronous.AsyncKernelClient"  # papermill's own kind
-        if job := sys.stdin.readline():
-            execute_notebook(**json.loads(job), km=kernel, start_timeout=600)
-    finally:
-        kernel.shutdown_kernel(now=True)
-
-
-def worker(path, target, small):
-    """Start a process that waits, with a kernel, to be told to execute a notebook; a `small` one's arithmetic takes one core."""
+def begin(path, target, small):
+    """Start a notebook's kernel, and let it import what all of them need; return its manager, and the client that asked for that. A `small` one's arithmetic takes one core."""
+    sys.modules.setdefault(UNUSED, None)
+    from jupyter_client.manager import KernelManager
     target.parent.mkdir(parents=True, exist_ok=True)
     env = {**({"OMP_NUM_THREADS": "1"} if small else {}), **os.environ, "ORCALAB_PROGRESS": str(target.with_suffix(".progress").resolve()), "PYDEVD_DISABLE_FILE_VALIDATION": "1",
            "PYTHONPATH": os.pathsep.join([str(Path(orcalab.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
+    kernel = KernelManager(kernel_name="python3", client_class="jupyter_client.asynchronous.AsyncKernelClient")  # papermill's own kind
     with open(target.with_suffix(".log"), "w", encoding="utf-8") as log:
-        return subprocess.Popen([sys.executable, "-c", f"from orcalab import execute; execute.work({str(path.parent.resolve())!r})"], stdin=subprocess.PIPE, stdout=log, stderr=log, env=env, text=True)
+        kernel.start_kernel(cwd=path.parent.resolve(), env=env, stdout=log, stderr=log)
+    client = kernel.blocking_client()
+    client.start_channels(iopub=False, stdin=False, hb=False, control=False)
+    client.execute(f"import sys; sys.modules[{UNUSED!r}] = None; [__import__(room) for room in {NEEDED}]", silent=True)
+    return kernel, client
 
 
-def execute(job, path, target, values, label, begun):
-    """Let a worker execute one notebook, showing what happens inside; return its seconds."""
+def end(kernel, client):
+    """Stop a kernel and the client that it began with."""
+    client.stop_channels()
+    kernel.shutdown_kernel(now=True)
+
+
+def execute(kernel, path, target, values, label, begun):
+    """Let papermill execute one notebook in its kernel, in a thread, showing what happens inside; return its seconds."""
+    from papermill import execute_notebook
     inside, log = target.with_suffix(".progress"), target.with_suffix(".log")
     inside.unlink(missing_ok=True)
-    started, spoken, terminal = time.time(), time.time(), sys.stdout.isatty()
+    started, spoken, terminal, failed = time.time(), time.time(), sys.stdout.isatty(), []
+
+    def work():
+        try:
+            execute_notebook(path, target, values, kernel_name="python3", km=kernel[0], start_timeout=600, progress_bar=False, request_save_on_cell_execute=False, coalesce_streams=True)
+        except Exception as e:
+            failed.append(f"{log.read_text(encoding='utf-8')}\n{e}".strip()[-1800:])
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
     try:
-        with suppress(BrokenPipeError):  # it ended, and its log says why
-            print(json.dumps({"input_path": str(path.resolve()), "output_path": str(target.resolve()), "parameters": values, "kernel_name": "python3",
-                              "progress_bar": False, "request_save_on_cell_execute": False, "coalesce_streams": True, "cwd": str(path.parent.resolve())}), file=job.stdin, flush=True)
-        while job.poll() is None:
-            time.sleep(0.1)
+        while thread.is_alive():
+            thread.join(0.1)
             text = f"{label} {clock(time.time() - started)}  {glance(inside)}"
             if terminal:
                 print(f"\r\x1b[K{text[:os.get_terminal_size().columns - 1]}", end="", flush=True)
@@ -93,14 +96,12 @@ def execute(job, path, target, values, label, begun):
                 spoken = time.time()
                 print(text, flush=True)
     finally:
-        if job.poll() is None:
-            job.terminate()
-            job.wait(20)
+        end(*kernel)
+        thread.join(20)
         inside.unlink(missing_ok=True)
     seconds = time.time() - started
-    if job.returncode:
-        tail = log.read_text(encoding="utf-8").strip()[-1800:]
-        raise SystemExit(f"\n{label} failed after {clock(seconds)}:\n{tail}\n\nThe executed copy so far: {target}\nThe same command goes on from here.")
+    if failed:
+        raise SystemExit(f"\n{label} failed after {clock(seconds)}:\n{failed[0]}\n\nThe executed copy so far: {target}\nThe same command goes on from here.")
     log.unlink()
     print(f"{chr(13) + chr(27) + '[K' if terminal else ''}{label} {clock(seconds):>6}   {clock(time.time() - begun):>6} so far", flush=True)
     return seconds
@@ -116,7 +117,7 @@ def glance(inside):
 
 
 def corridor(rec, given):
-    """Execute every notebook in order, each in a process of its own; skip those done with the same inputs; return where the executed copies are.
+    """Execute every notebook in order, each in a kernel of its own; skip those done with the same inputs; return where the executed copies are.
 
     Args:    rec: a Recipe.  given: the settings that were given for it.
     Raises:  ValueError: a name that not every stage's notebook has, or `out` holds a run with other settings. SystemExit: a notebook failed.
@@ -141,13 +142,12 @@ def corridor(rec, given):
             jobs.append((path, out / "notebooks" / path.name, values, label, seal))
     small, ready = rec.name == "smoke", []  # beside a tiny model's notebook the kernels of the next two get ready; a real model leaves neither core nor memory to them
     for n, (path, target, values, label, seal) in enumerate(jobs):
-        ready += [worker(*job[:2], small) for job in jobs[n + len(ready):n + 1 + 2 * small]]
+        ready += [begin(*job[:2], small) for job in jobs[n + len(ready):n + 1 + 2 * small]]
         try:
             seconds = execute(ready.pop(0), path, target, values, label, begun)
         except BaseException:
-            for job, (_, left, *_) in zip(ready, jobs[n + 1:]):
-                job.kill()
-                job.wait()
+            for waiting, (_, left, *_) in zip(ready, jobs[n + 1:]):
+                end(*waiting)
                 left.with_suffix(".log").unlink(missing_ok=True)
             raise
         state[path.stem] = {"seal": seal, "seconds": seconds, "stages": sorted(rec.finished)}

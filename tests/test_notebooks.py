@@ -109,6 +109,7 @@ VARIES = {  # all that may differ between two runs of the same: by name, what it
     "memory": r'measured \d\.\d\d|\npeak GiB +\S+ +\S+|(?<="measured peak", "type": "scatter", "x": )\[[^]]*\]',
     "a port, and what is named after it": r"http://127\.0\.0\.1:\d+|&quot;[0-9a-f]{16}&quot;|Read error \[127\.0\.0\.1\][^)]*",
     "which of several calls is answered first": r"asked-here: 1/.* spent",
+    "what the first run fetches": r"fetch .* \(MiB\): .*\n",
     "the size of files with times in them": r"[\d,]+ bytes cut to [\d,]+|files, [\d,]+ bytes",
 }
 
@@ -240,3 +241,17 @@ def test_stopping_the_command_stops_the_notebook_too(name, tmp_path):
     job.send_signal(getattr(signal, name))
     assert "the same command goes on" in job.communicate(timeout=30)[1] and job.returncode == 130
     assert psutil.wait_procs(children, timeout=20)[1] == []
+
+
+def test_a_notebook_that_fails_says_where_and_leaves_its_copy(tmp_path):
+    for room in ("orcalab", "notebooks"):
+        shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("runs", "__pycache__"))
+    tour = tmp_path / "notebooks" / "00_tour.ipynb"
+    book = json.loads(tour.read_text())
+    book["cells"].insert(1, {"cell_type": "code", "execution_count": None, "id": "mistake", "metadata": {}, "outputs": [], "source": "print('so far')\nnever_named"})
+    tour.write_text(json.dumps(book))
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-m", "orcalab", "run", "--recipe", "smoke", "--out", "runs"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    copy = tmp_path / "runs" / "notebooks" / "00_tour.ipynb"
+    assert done.returncode == 1 and "00_tour" in done.stderr and "name 'never_named' is not defined" in done.stderr and str(copy.relative_to(tmp_path)) in done.stderr
+    assert "so far" in copy.read_text() and sorted(p.name for p in copy.parent.iterdir()) == ["00_tour.ipynb", "00_tour.log"]
