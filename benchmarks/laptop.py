@@ -56,7 +56,7 @@ def timed(out, *words):
         while job.poll() is None:
             now = lines.read_text(encoding="utf-8").count(" so far\n")  # as many are done, so this one works
             sizes = [memory(p) for p in sorted(job.children(), key=psutil.Process.create_time)]  # its kernel is the oldest; beside it the next ones' get ready
-            peak, high[now] = max(peak, memory(job, children=False) + sum(sizes)), max(high[now], *sizes[:1])
+            peak, high[now] = max(peak, memory(job, children=False) + sum(sizes)), max(high[now], *sizes[:1], 0)
             time.sleep(1)  # looking costs, too
     printed = lines.read_text(encoding="utf-8")
     if job.returncode:
