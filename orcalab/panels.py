@@ -16,9 +16,9 @@ NATS = ((0.1, "#8A8A8A", 39), (0.5, "#F0E442", 36), (1.5, "#E69F00", 33), (3.0, 
 WRAP = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.4"  # of what a model wrote
 
 
-def wrong(e):
-    """Return an exception as HTML."""
-    return f'<div style="color:#D55E00;{WRAP}">{html.escape(f"{type(e).__name__}: {e}")}</div>'
+def wrong(e, who=""):
+    """Return an exception, and in whose work it came up, as HTML."""
+    return f'<div style="color:#D55E00;{WRAP}">{html.escape(f"{who}{type(e).__name__}: {e}")}</div>'
 
 
 def chips(cells, ansi=False):
@@ -76,7 +76,7 @@ def play(paint, **controls):
     def control(name, given):
         how = {"description": name.replace("_", " "), "style": {"description_width": "initial"}}
         if isinstance(given, str):
-            return widgets.Textarea(value=given, layout={"flex": "1 1 100%", "height": "80px"}, **how)
+            return widgets.Textarea(value=given, layout={"flex": "1 1 100%", "height": "80px" if given else "36px"}, **how)
         if isinstance(given, list):
             return widgets.Dropdown(options=given, layout={"flex": "1 1 200px", "width": "auto"}, **how)
         kind = widgets.IntSlider if all(isinstance(x, int) for x in given) else widgets.FloatSlider
@@ -153,19 +153,20 @@ def switchboard(ask, students, messages, question):
     out, halt, texts = widgets.HTML(), threading.Event(), {}
 
     def work():
-        drawn, trouble = 0.0, ""
-        try:
-            live = {s: ask(s, box.value, messages) for s in students}
-            while live and not halt.is_set():
-                for s in list(live):
-                    if halt.is_set() or (said := next(live[s], None)) is None:
-                        del live[s]
-                    else:
-                        texts[s, said[0]] += said[1]
-                if time.monotonic() > drawn + 0.1:
-                    out.value, drawn = board(texts), time.monotonic()
-        except Exception as e:
-            trouble = wrong(e)
+        drawn, trouble, live = 0.0, "", dict.fromkeys(students)
+        while live and not halt.is_set():
+            for s in list(live):
+                try:
+                    live[s] = live[s] or ask(s, box.value, messages)
+                    said = None if halt.is_set() else next(live[s], None)
+                except Exception as e:  # one student's trouble is not the others'
+                    said, trouble = None, trouble + wrong(e, f"{s}: ")
+                if said is None:
+                    del live[s]
+                else:
+                    texts[s, said[0]] += said[1]
+            if time.monotonic() > drawn + 0.1:
+                out.value, drawn = trouble + board(texts), time.monotonic()
         out.value, go.disabled, stop.disabled = trouble + board(texts), False, True
 
     def begin(_):

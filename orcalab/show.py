@@ -5,8 +5,9 @@ import json
 import os
 import re
 import sys
+import textwrap
 import time
-from itertools import accumulate, cycle
+from itertools import accumulate, cycle, zip_longest
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -99,7 +100,8 @@ def training(folder):
     heads = [f"{what}: {last.get(key) or 0:{form}}" + (f", MFU {last['mfu']:.0%}" if "mfu" in last and form[0] == "," else "") for key, (what, form, _) in SMALL.items()]
     fig = make_subplots(3, 2, figure=Figure(), specs=[[{"colspan": 2}, None], [{}, {}], [{}, {}]], row_heights=[0.5, 0.25, 0.25], vertical_spacing=0.11, horizontal_spacing=0.1, subplot_titles=["", *heads])
     tokens, targets, seconds = (sum(x[k] for x in lines) for k in ("tokens", "targets", "seconds"))
-    figure(NAMES.get(name, name), said=f"step {last['step']} of {of or last['step']}, loss {last['loss']:.3f}, {targets:,} targets of {tokens:,} tokens in {seconds / 60:,.1f} min", height=680, fig=fig)
+    took = f"{seconds / 60:,.1f} min" if seconds > 60 else f"{seconds:.0f} s"
+    figure(NAMES.get(name, name), said=f"step {last['step']} of {of or last['step']}, loss {last['loss']:.3f}, {targets:,} targets of {tokens:,} tokens in {took}", height=680, fig=fig)
     draw = lambda x, y, row=1, col=1, name="", **how: fig.add_scatter(x=x, y=y, row=row, col=col, name=name, showlegend=bool(name), **{"mode": "lines" if len(lines) > 30 else "lines+markers", "marker_size": 4, **how})
     draw(steps, loss, line={"color": colour, "width": 1}, opacity=0.5, hoverinfo="skip")
     parts = [x.get("by", {}).get("strategy", {}) for x in lines]
@@ -109,8 +111,7 @@ def training(folder):
         draw([s for s, _ in at], _mean([v for _, v in at]), name=kind, line={"color": tint, "width": 1.3})
     draw(steps, _mean(loss), name="all, running mean", legendrank=1, line={"color": colour, "width": 3.5})
     looks = [x for x in lines if "held_out" in x]
-    draw([x["step"] for x in looks], [x["held_out"] for x in looks], name="held out" if looks else "", legendrank=2, mode="markers",
-         hovertext=[f"{x['stops']:.0%} of answers end" for x in looks], marker={"color": RED, "size": 9, "line": {"color": "white", "width": 1}}, marker_size=9)
+    draw([x["step"] for x in looks], [x["held_out"] for x in looks], name="held out" if looks else "", legendrank=2, mode="markers", hovertext=[f"{x['stops']:.0%} of answers end" for x in looks], marker={"color": RED, "size": 9, "line": {"color": "white", "width": 1}}, marker_size=9)
     for n, (key, (_, _, tint)) in enumerate(SMALL.items()):
         draw(steps, [x.get(key) for x in lines], 2 + n // 2, 1 + n % 2, line={"color": tint, "width": 1.8}, hovertext=[f"MFU {x.get('mfu', 0):.1%}" for x in lines] if n == 3 else None)
     end = max(of, last["step"])
@@ -150,8 +151,7 @@ def memory(plans, measured=()):
     for kind in sorted({k for p in plans.values() for k in p}, key=list(MEMORY).index):
         fig.add_bar(x=[p.get(kind, 0) for p in plans.values()], y=list(plans), orientation="h", name=kind, marker_color=MEMORY[kind], hovertemplate="%{x:.2f} GiB")
     if measured:
-        fig.add_scatter(x=list(measured.values()), y=list(measured), mode="markers", name="measured peak",
-                        marker={"symbol": "diamond", "size": 13, "color": "#777", "line": {"color": "white", "width": 1.5}})
+        fig.add_scatter(x=list(measured.values()), y=list(measured), mode="markers", name="measured peak", marker={"symbol": "diamond", "size": 13, "color": "#777", "line": {"color": "white", "width": 1.5}})
     return fig.update_yaxes(autorange="reversed", showgrid=False).update_layout(legend={"traceorder": "normal", "yref": "container", "y": 0.01, "yanchor": "bottom"}, margin_b=100)
 
 
@@ -163,7 +163,7 @@ def lengths(groups, seq_len=0):
         fig.add_histogram(x=list(values), name=NAMES.get(name, name), opacity=0.6, marker_color=colour, nbinsx=60)
     if seq_len:
         fig.add_vline(x=seq_len, line={"dash": "dot", "color": "#777"}, annotation_text=f"seq_len {seq_len}")
-    return fig
+    return fig.update_yaxes(rangemode="tozero", autorangeoptions_include=4)  # no half examples
 
 
 def packs(packed, rows=8):
@@ -171,8 +171,7 @@ def packs(packed, rows=8):
     shade = [[None if s < 0 else 0.9 if y >= 0 else 0.15 + 0.2 * (s % 2) for s, y in zip(seg, lab)]
              for seg, lab in zip(packed.segment[:rows].tolist(), packed.labels[:rows].tolist())]
     fig = figure("What is in a pack", "token", "pack", f"green: {packed.num_targets:,} targets; {packed.fill:.0%} full", height=130 + 34 * len(shade))
-    fig.add_heatmap(z=shade, zmin=0, zmax=1, showscale=False, ygap=4, hovertemplate="pack %{y}, token %{x}<extra></extra>",
-                    colorscale=[[0, PALE], [0.25, PALE], [0.26, DARK], [0.5, DARK], [0.51, GREEN], [1, GREEN]])
+    fig.add_heatmap(z=shade, zmin=0, zmax=1, showscale=False, ygap=4, hovertemplate="pack %{y}, token %{x}<extra></extra>", colorscale=[[0, PALE], [0.25, PALE], [0.26, DARK], [0.5, DARK], [0.51, GREEN], [1, GREEN]])
     return fig.update_xaxes(showgrid=False).update_yaxes(autorange="reversed", dtick=1, showgrid=False, zeroline=False)
 
 
@@ -212,8 +211,7 @@ def macro(scores):
     """Draw macro accuracy of each student under one message, with 95 % intervals."""
     fig = figure("Accuracy on held-out questions (mean over tasks)", "", "accuracy", ", ".join(f"{s['student']} {s['macro']:.0%}" for s in scores[:5]) + "; lines are intervals of 95 %", showlegend=False)
     fig.add_bar(x=[NAMES.get(s["student"], s["student"]).replace(": ", ":<br>") for s in scores], y=[s["macro"] for s in scores],
-                marker_color=[COLOURS.get(s["student"], PURPLE) for s in scores],
-                text=[f"{s['macro']:.0%}" for s in scores], textposition="inside", insidetextanchor="start", textfont_color="white", **_interval(scores, color="#777"))
+                marker_color=[COLOURS.get(s["student"], PURPLE) for s in scores], text=[f"{s['macro']:.0%}" for s in scores], textposition="inside", insidetextanchor="start", textfont_color="white", **_interval(scores, color="#777"))
     return fig.update_yaxes(range=[0, 1], tickformat=".0%")
 
 
@@ -224,8 +222,7 @@ def messages(scores):
     fig = figure("How each student does, by what it is told", "", "accuracy (mean over tasks)", ", ".join(f"{n} {min(v):.0%} to {max(v):.0%}" for n, v in list(spread.items())[:4]), height=440, scattermode="group", scattergap=0.5)
     for name in students:
         own = [s for system in systems for s in scores if (s["student"], s["system"]) == (name, system)]
-        fig.add_scatter(x=[NAMES.get(s["system"], s["system"]) for s in own], y=[s["macro"] for s in own], mode="markers", name=NAMES.get(name, name), offsetgroup=name,
-                        marker={"size": 12, "color": COLOURS.get(name, GREY)}, **_interval(own, thickness=1.5, width=5))
+        fig.add_scatter(x=[NAMES.get(s["system"], s["system"]) for s in own], y=[s["macro"] for s in own], mode="markers", name=NAMES.get(name, name), offsetgroup=name, marker={"size": 12, "color": COLOURS.get(name, GREY)}, **_interval(own, thickness=1.5, width=5))
     return fig.update_yaxes(range=[0, 1], tickformat=".0%")
 
 
@@ -257,8 +254,7 @@ def beside(ours, paper):
     order = list(dict.fromkeys(s["benchmark"] for s in ours))
     fig = figure("Accuracy, mean over tasks; dotted: what guessing gives", "", "accuracy", ", ".join(f"{s['benchmark']}: {s['student']}, {s['system']} {s['macro']:.0%}" for s in ours[:3]), height=460, barmode="group")
     for n, (model, numbers) in enumerate(paper.items()):
-        fig.add_bar(x=order, y=[numbers[b] / 100 if b in numbers else None for b in order], name=f"{model} (paper)", offsetgroup=model,
-                    marker={"color": f"rgba(128,128,128,{0.1 + 0.3 * n / len(paper)})", "line": {"color": GREY, "width": 1}})
+        fig.add_bar(x=order, y=[numbers[b] / 100 if b in numbers else None for b in order], name=f"{model} (paper)", offsetgroup=model, marker={"color": f"rgba(128,128,128,{0.1 + 0.3 * n / len(paper)})", "line": {"color": GREY, "width": 1}})
     for who in dict.fromkeys((s["student"], s["system"]) for s in ours):
         own = [s for s in ours if (s["student"], s["system"]) == who]
         how, colour, n = _who(own[0], ours)
@@ -276,8 +272,7 @@ def heat(scores, student):
     z = [[s["by_task"][t] for t in tasks] for s in rows]
     best = max(rows, key=lambda s: s["macro"])
     fig = figure(f"System message against task: {NAMES.get(student, student)}", "", "", f"best over all tasks: {best['system']}, {best['macro']:.0%}", height=140 + 42 * len(rows))
-    fig.add_heatmap(z=z, x=[t.replace("_", "_<br>") for t in tasks], y=[s["system"] for s in rows], colorscale="Viridis", zmin=0, zmax=1, texttemplate="%{z:.0%}",
-                    xgap=2, ygap=2, colorbar={"tickformat": ".0%"})
+    fig.add_heatmap(z=z, x=[t.replace("_", "_<br>") for t in tasks], y=[s["system"] for s in rows], colorscale="Viridis", zmin=0, zmax=1, texttemplate="%{z:.0%}", xgap=2, ygap=2, colorbar={"tickformat": ".0%"})
     return fig.update_yaxes(autorange="reversed")
 
 
@@ -290,8 +285,7 @@ def grid(known, colours, width=256):
     kind = [k for _, k in known]
     fig = figure(f"{len(known):,} tokens, one cell each", f"{width} ids in a row", "", ", ".join(f"{kind.count(k):,} {k}" for k in kinds), height=180 + 4 * (len(known) // width))
     fig.add_heatmap(z=cells(lambda i: kinds.index(known[i][1])), zmin=-0.5, zmax=len(kinds) - 0.5, showscale=False, dy=width, hoverinfo="text",
-                    text=cells(lambda i: html.escape(f"{i} {known[i][0]!r}")),
-                    colorscale=[[(k + e) / len(kinds), colours[n]] for k, n in enumerate(kinds) for e in (0, 1)])
+                    text=cells(lambda i: html.escape(f"{i} {known[i][0]!r}")), colorscale=[[(k + e) / len(kinds), colours[n]] for k, n in enumerate(kinds) for e in (0, 1)])
     for name, colour in colours.items():
         fig.add_scatter(x=[None], y=[None], mode="markers", name=name, marker={"color": colour, "symbol": "square", "size": 11})
     return fig.update_layout(legend_y=-0.1, yaxis_autorange="reversed", yaxis_tickformat=",", xaxis_showticklabels=False)
@@ -311,26 +305,34 @@ def _numeric(rows, columns):
     return [any(column) and all(re.match(r"[-+±]?[\d.]|$", v) for v in column) for column in texts]
 
 
-def text_table(rows, head):
-    """Return rows as a plain-text table: words to the left, numbers to the right.
+def text_table(rows, head, most=100):
+    """Return rows as a plain-text table: words to the left, numbers to the right; one wider than `most` is folded at spaces, hyphens and underscores, heads first.
 
-    >>> print(text_table([["a", 1], ["bb", 22]], ["name", "n"]))
-    name   n
-    a      1
-    bb    22
+    >>> print(text_table([["a", 1], ["bb", 22]], ["name", "how_many"], most=10))
+          how_
+    name  many
+    a        1
+    bb      22
     """
-    grid = [[str(v) for v in r] for r in [head, *rows]]
-    wide = [max(len(r[c]) for r in grid) for c in range(len(head))]
-    number = _numeric(rows, len(head))
-    return "\n".join("  ".join(v.rjust(w) if n else v.ljust(w) for v, w, n in zip(r, wide, number)).rstrip() for r in grid)
+    grid, number, columns, out = [[str(v) for v in r] for r in [head, *rows]], _numeric(rows, len(head)), range(len(head)), []
+    wrapper = textwrap.TextWrapper(break_on_hyphens=False, break_long_words=False)
+    wrapper.wordsep_simple_re, wrapper.width = re.compile("(?<=[a-z]{2}[_-])|( +)"), 1
+    least = [max(len(x) for r in grid for x in wrapper.wrap(r[c]) or [""]) for c in columns]
+    body, wide = ([max(len(r[c]) for r in part) for c in columns] for part in (grid[1:] or grid, grid))
+    while sum(wide) + 2 * len(wide) - 2 > most and wide != least:
+        wide[max((c for c in columns if wide[c] > least[c]), key=lambda c: (wide[c] > body[c], wide[c]))] -= 1
+    for r in grid:
+        turn, cells = slice(None, None, 1 if out else -1), []  # heads stand on their columns
+        for text, wrapper.width in zip(r, wide):
+            cells.append((wrapper.wrap(text) if len(text) > wrapper.width else [text])[turn])
+        out += [*zip_longest(*cells, fillvalue="")][turn]
+    return "\n".join("  ".join(v.rjust(w) if n else v.ljust(w) for v, w, n in zip(line, wide, number)).rstrip() for line in out)
 
 
 def score_rows(scores):
-    """Return (rows, head) of the table of scores: student, message, macro with interval, tasks, length, format."""
-    tasks = list(scores[0]["by_task"]) if scores else []
-    rows = [[NAMES.get(s["student"], s["student"]), s["system"], f"{s['macro']:.1%}", f"{s['low']:.1%} to {s['high']:.1%}",
-             *(f"{s['by_task'][t]:.0%}" for t in tasks), f"{s['tokens']:.0f}", f"{s['format_ok']:.0%}"] for s in scores]
-    return rows, ["student", "message", "macro", "95 % interval", *tasks, "tokens", "format ok"]
+    """Return (rows, head) of the table of scores: student, message, macro with interval, length, format."""
+    return [[NAMES.get(s["student"], s["student"]), s["system"], f"{s['macro']:.1%}", f"{s['low']:.1%} to {s['high']:.1%}", f"{s['tokens']:.0f}",
+             f"{s['format_ok']:.0%}"] for s in scores], ["student", "message", "macro", "95 % interval", "tokens", "format ok"]
 
 
 def task_rows(scores, tasks=()):

@@ -135,6 +135,8 @@ def test_what_is_sent_is_the_project_and_no_more(tmp_path):
         (tmp_path / name).write_text("x")
     shutil.copy(ROOT / ".amlignore", tmp_path)
     assert sent(tmp_path) == {".amlignore", "pyproject.toml", "orcalab/train.py", "azureml/train.yml"}
+    records = {name for path in (ROOT / "notebooks").glob("*.ipynb") for name in re.findall(r"benchmarks\W+(\w+\.json)", path.read_text())}  # that notebooks read
+    assert {"ablation.json", "long.json"} <= records <= {name.removeprefix("benchmarks/") for name in sent(ROOT)}
 
 
 def test_every_path_that_a_yaml_names_is_there(repository):

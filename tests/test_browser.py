@@ -279,7 +279,7 @@ def the_live_figure_comes_to_its_end(book):
 
 @plays("07_stage2_chatgpt")
 def a_target_tells_its_loss(book):
-    area = book.made_by("losses=pack_nats[1]")
+    area = book.made_by("after.update_layout(")
     assert re.fullmatch(r"'.+', id \d+document \d+, target\d+\.\d\d nats", book.hover(area, "nats"))
     book.shot("hovered")
 

@@ -153,7 +153,10 @@ def test_the_switchboard_asks_all_students_under_all_messages_side_by_side(stude
     order.clear()
     texts = {("one", "cautious"): "4", ("two", "cautious"): "5"}
     assert re.sub(r"\x1b\[\d+m", "", panels.board(texts, ansi=True)) == "cautious\n  one: 4\n  two: 5"
-    assert "ValueError: no model &lt;in&gt; broken" in run(["broken"])
+    order.clear()
+    both = run(["one", "broken"])
+    assert "broken: ValueError: no model &lt;in&gt; broken" in both and {name for name, _ in order} == {"one"}  # and the other goes on
+    assert [html.unescape(x) for x in re.findall(r"<td[^>]*>([^<]*)</td>", both)] == [x for a in alone for x in (f"{a.text} [{a.reason}]", "")]
     order.clear()
     whole = run(["one"]), len(order)
     assert whole[0].count("[length]") + whole[0].count("[stop]") == 2

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from orcalab import chatml, packing, panels, recipes, report, show
+from orcalab import chatml, packing, panels, recipes, report, show, strategies
 
 SCORES = [{"student": s, "system": m, "macro": 0.5, "low": 0.4, "high": 0.7, "by_task": {"x": 0.25, "y": 0.75}, "tokens": 12.3,
            "format_ok": 0.9, "intervals": {"x": [0.0, 0.5], "y": [0.6, 0.9]}, "format_by_task": {"x": 1.0, "y": 0.5}} for s, m in (("base", "cautious"), ("stage3_gpt4", "cautious"), ("stage3_gpt4", "empty"))]
@@ -102,8 +102,17 @@ def test_tables_escape_what_a_model_wrote():
 def test_rows_of_the_score_table():
     rows, head = show.score_rows(SCORES[:1])
     assert dict(zip(head, rows[0], strict=True)) == {"student": "base model", "message": "cautious", "macro": "50.0%", "95 % interval": "40.0% to 70.0%",
-                                                     "x": "25%", "y": "75%", "tokens": "12", "format ok": "90%"}
+                                                     "tokens": "12", "format ok": "90%"}
     assert show.score_rows([])[0] == []
+
+
+def test_a_wide_table_is_folded_and_a_narrow_one_is_left_alone():
+    head, rows = ["best strategy", "how_many", *strategies.STRATEGIES], [["recall-reason-generate", 90, *(f"{n}%" for n in range(len(strategies.STRATEGIES)))]]
+    narrow, wide = show.text_table(rows, head), show.text_table(rows, head, most=1000)
+    assert len(wide.splitlines()[0]) > 103 >= max(map(len, narrow.splitlines())) and len(wide.splitlines()) == 2
+    said = ["".join(line[a:b].strip() for line in narrow.splitlines()) for a, b in [(0, 22), (24, 32)]]
+    assert said == ["best strategyrecall-reason-generate", "how_many90"] and "recall-reason-generate" in narrow  # heads are folded before what stands below them
+    assert show.text_table([["a b", "-1.5"]], ["", "n"], most=1).split() == ["n", "a", "-1.5", "b"]  # no number is broken
 
 
 def test_the_table_by_task_says_the_same_and_is_narrow():
@@ -190,7 +199,7 @@ def test_training_shows_loss_by_strategy_and_held_out_and_a_panel_for_each_of_th
     assert (list(held.x), list(held.y), held.hovertext[0]) == ([2], [2.5], "75% of answers end")
     assert [list(t.y) for t in (norm, lr, lost, speed)] == [[0.5, 1, 1.5], [1e-4, 2e-4, pytest.approx(3e-4)], [0.01, 0.02, 0.03], [51, 52, 53]] and speed.hovertext[2] == "MFU 30.0%"
     assert [t.text for t in fig.layout.annotations] == ["gradient norm before clipping: 1.5", "learning rate: 3.00e-04", "updates lost to rounding: 3.00%", "tokens a second: 53, MFU 30%"]
-    assert (fig.layout.title.text, fig.layout.title.subtitle.text) == ("stage 2: explained", "step 3 of 8, loss 3.000, 15 targets of 300 tokens in 0.1 min") and fig.layout.xaxis.range == fig.layout.xaxis5.range == (0.5, 8.5)
+    assert (fig.layout.title.text, fig.layout.title.subtitle.text) == ("stage 2: explained", "step 3 of 8, loss 3.000, 15 targets of 300 tokens in 6 s") and fig.layout.xaxis.range == fig.layout.xaxis5.range == (0.5, 8.5)
 
 
 def test_training_draws_a_run_of_one_strategy_or_of_few_columns(watched, run):
