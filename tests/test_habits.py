@@ -301,7 +301,7 @@ def links(text):
         if to := t.attrGet("href") or t.attrGet("src"):
             yield to
         elif t.type in ("html_inline", "html_block"):
-            yield from re.findall(r"""(?:href|src)=["'](.*?)["']""", t.content)
+            yield from re.findall(r"""(?:href|src|srcset)=["'](.*?)["']""", t.content)
 
 
 def lead_nowhere(path, text):
