@@ -354,6 +354,21 @@ def test_a_list_of_notebooks_lacks_none():
     assert found == [ROOT / "README.md", ROOT / "notebooks" / "README.md", NOTEBOOKS[0]]
 
 
+def test_each_view_that_the_readme_names_is_in_each_notebook_that_it_links():
+    (table,) = re.findall(r"^\| view \|.*\n\|[-|]+\n((?:\|.*\n?)+)", markdown(ROOT / "README.md"), re.M)
+    views = {}
+    for line in table.splitlines():
+        what, where, _ = line.strip("| ").split(" | ")
+        for name in re.findall(r"`([\w.]+)`", what):
+            views[name] = [ROOT / to for to in links(where)]
+    assert len(views) > 8 and sum(map(len, views.values())) > 12
+    for name, linked in views.items():
+        module, function = name.split(".")
+        assert callable(getattr(importlib.import_module(f"orcalab.{module}"), function))
+        shown = [path for path in linked if f"{name}(" in "\n".join(code(path))]
+        assert shown == linked or name in ("panels.chips", "panels.tokens") and shown, name  # the painters differ in how they paint
+
+
 # ------------------------------------------------------------------------------------------------- names
 
 def spans(path):

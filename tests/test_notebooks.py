@@ -12,11 +12,11 @@ import time
 
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import ROOT, script
 from serving import Proxy
 from test_teacher import said as reply
 
-from orcalab import config, execute
+from orcalab import config, execute, recipes
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
@@ -86,6 +86,15 @@ def test_the_corridor_leaves_students_answers_and_a_report(corridor):
     assert "a program stands in for GPT-4" in page and "plotly" in page and not re.search(r'<(script|link)[^>]+(src|href)="https?:', page)
     assert "explained and erased minus answers only" in printed and "run/report.html" in printed
     assert config.read_json(out / "stage1_flan" / "config.json")["origin"]["from"] == str(out.parent / "my_llama")
+
+
+def test_the_readme_s_pictures_are_of_what_the_views_show(corridor):
+    """Those of the README itself are of the recorded run; here the same functions on this one."""
+    rec = recipes.get("smoke", out=str(corridor[0]), base=str(corridor[0].parent / "my_llama"))
+    views = script("benchmarks/pictures.py").views(rec)
+    assert re.findall(r"<b>(\w+)</b> [\d.]+ nats a target", views["loss_map"]) == ["base", *(s.name for s in rec.stages)]
+    assert re.findall(r"<th[^>]*>([\w-]*)</th>", views["switchboard"]) == ["", "base", "stage3_gpt4", "answer_only", "cautious", "direct-answer", "step-by-step"]
+    assert len(re.findall(r"\[\d+ tokens, (?:stop|length)\]</td>", views["switchboard"])) == 9
 
 
 def test_a_second_run_skips_what_is_done_and_only_that(corridor):
