@@ -26,18 +26,18 @@ BEGIN, END = "<!-- recorded run: written by benchmarks/laptop.py -->", "<!-- end
 EXPLAINED, ANSWERS = "stage3_gpt4", "answer_only"
 
 
-def memory(process, children=True):
-    """Return the bytes of a process and its children, shared pages counted once where the system can tell."""
+def memory(process, how="pss"):
+    """Return the bytes of a process and its children: `pss` (a page that others have too counts in parts, so sums hold; where the system can tell) or `rss` (all of it)."""
     import psutil
     total, found = 0, [process]
     try:
-        found += process.children(recursive=True) if children else []
+        found += process.children(recursive=True)
     except psutil.Error:  # it ended meanwhile
         pass
     for p in found:
         try:
             m = p.memory_full_info()
-            total += getattr(m, "pss", m.rss)
+            total += getattr(m, how, m.rss)
         except psutil.Error:
             pass
     return total
@@ -46,7 +46,7 @@ def memory(process, children=True):
 def timed(out, *words):
     """Execute `orcalab run` with these words and out, afresh.
 
-    Returns: (what it printed, {"minutes", "peak_gib", "notebooks": {name: {"seconds", "gib"}}}); a notebook's memory is that of its kernel and what it starts.
+    Returns: (what it printed, {"minutes", "peak_gib", "notebooks": {name: {"seconds", "gib"}}}); a notebook's memory is that of its kernel and what it starts, once a second.
     """
     import psutil
     begun, peak, high, lines = time.time(), 0, Counter(), out.with_suffix(".out")
@@ -55,8 +55,8 @@ def timed(out, *words):
         job = psutil.Popen([sys.executable, "-m", "orcalab", "run", *words, "--out", str(out)], stdout=f, stderr=subprocess.STDOUT)
         while job.poll() is None:
             now = lines.read_text(encoding="utf-8").count(" so far\n")  # as many are done, so this one works
-            sizes = [memory(p) for p in sorted(job.children(), key=psutil.Process.create_time)]  # its kernel is the oldest; beside it the next ones' get ready
-            peak, high[now] = max(peak, memory(job, children=False) + sum(sizes)), max(high[now], *sizes[:1], 0)
+            kernels = sorted(job.children(), key=psutil.Process.create_time)  # its own is the oldest; beside it the next ones' get ready
+            peak, high[now] = max(peak, memory(job)), max(high[now], *(memory(k, how="rss") for k in kernels[:1]), 0)
             time.sleep(1)  # looking costs, too
     printed = lines.read_text(encoding="utf-8")
     if job.returncode:

@@ -142,11 +142,12 @@ def corridor(rec, given):
             jobs.append((path, out / "notebooks" / path.name, values, label, seal))
     small, ready = rec.name == "smoke", []  # beside a tiny model's notebook the kernels of the next two get ready; a real model leaves neither core nor memory to them
     for n, (path, target, values, label, seal) in enumerate(jobs):
-        ready += [begin(*job[:2], small) for job in jobs[n + len(ready):n + 1 + 2 * small]]
         try:
-            seconds = execute(ready.pop(0), path, target, values, label, begun)
+            for job in jobs[n + len(ready):n + 1 + 2 * small]:
+                ready.append((begin(*job[:2], small), job[1]))
+            seconds = execute(ready.pop(0)[0], path, target, values, label, begun)
         except BaseException:
-            for waiting, (_, left, *_) in zip(ready, jobs[n + 1:]):
+            for waiting, left in ready:
                 end(*waiting)
                 left.with_suffix(".log").unlink(missing_ok=True)
             raise

@@ -56,7 +56,8 @@ def loss_map(ids, mask, tokenizer, losses, ansi=False):
 
     Args:    losses: {name of the model: nats of each token but the first}.
     """
-    at, out = max(0, list(mask).index(1) - 1), []  # the token that the first target is predicted from
+    first, out = list(mask).index(1), []
+    at = max((n for n in range(first) if int(ids[n]) in tokenizer.added_tokens_decoder), default=max(0, first - 1))  # where the answer is opened
     for name, nats in losses.items():
         own = [n for n, m in zip(nats, mask[1:]) if m]
         said, view = f"{sum(own) / len(own):.2f} nats a target, {sum(own):.1f} in all", tokens(ids[at:], mask[at:], tokenizer, nats[at:], ansi)
@@ -125,7 +126,7 @@ def explorer(records):
     """Return a view of all answers: filtered by student, message, task, verdict and words. Its printed twin is `explore` with ansi."""
     names = lambda key: ["all", *dict.fromkeys(r[key] for r in records)]
     return play(partial(explore, records), verdict=["all", "differ", "right", "wrong", "not read"], task=names("task"), student=names("student"), message=names("system"),
-                page=(1, 1, 1 + len({(r["task"], r["number"]) for r in records}) // 8), words="")
+                page=(1, 1, max(1, -(-len({(r["task"], r["number"]) for r in records}) // 8))), words="")
 
 
 def board(texts, ansi=False):
@@ -138,7 +139,7 @@ def board(texts, ansi=False):
         return "\n\n".join(f"\x1b[36m{m}\x1b[0m\n" + "\n".join(f"  \x1b[32m{s}:\x1b[0m {texts.get((s, m), '')}" for s in students) for m in messages)
     cell = lambda text, tag="td": f'<{tag} style="vertical-align:top;text-align:left;{WRAP};padding:.4em .6em;border:1px solid #8884">{html.escape(text)}</{tag}>'
     rows = ([cell(m, "th"), *(cell(texts.get((s, m), "")) for s in students)] for m in messages)
-    return f'<table style="width:100%;table-layout:fixed;border-collapse:collapse">{"".join(f"<tr>{chr(10).join(r)}</tr>" for r in ([cell(x, "th") for x in ("", *students)], *rows))}</table>'
+    return f'<table style="display:table;width:100%;table-layout:fixed;border-collapse:collapse">{"".join(f"<tr>{chr(10).join(r)}</tr>" for r in ([cell(x, "th") for x in ("", *students)], *rows))}</table>'
 
 
 def switchboard(ask, students, messages, question):
@@ -152,19 +153,18 @@ def switchboard(ask, students, messages, question):
     go, stop = widgets.Button(description="Ask", icon="paper-plane", button_style="primary"), widgets.Button(description="Stop", icon="stop", disabled=True)
     out, halt, texts = widgets.HTML(), threading.Event(), {}
 
-    def work():
+    def work(question):
         drawn, trouble, live = 0.0, "", dict.fromkeys(students)
         while live and not halt.is_set():
             for s in list(live):
                 try:
-                    live[s] = live[s] or ask(s, box.value, messages)
-                    said = None if halt.is_set() else next(live[s], None)
+                    live[s] = live[s] or ask(s, question, messages)
+                    if said := None if halt.is_set() else next(live[s], None):
+                        texts[s, said[0]] += said[1]
                 except Exception as e:  # one student's trouble is not the others'
                     said, trouble = None, trouble + wrong(e, f"{s}: ")
                 if said is None:
                     del live[s]
-                else:
-                    texts[s, said[0]] += said[1]
             if time.monotonic() > drawn + 0.1:
                 out.value, drawn = trouble + board(texts), time.monotonic()
         out.value, go.disabled, stop.disabled = trouble + board(texts), False, True
@@ -174,7 +174,7 @@ def switchboard(ask, students, messages, question):
             go.disabled, stop.disabled = True, False
             halt.clear()
             texts.update({(s, m): "" for m in messages for s in students})
-            threading.Thread(target=work, daemon=True).start()
+            threading.Thread(target=work, args=(box.value,), daemon=True).start()
 
     go.on_click(begin)
     stop.on_click(lambda _: halt.set())

@@ -22,7 +22,7 @@ overflow-x:auto;font-size:12px}nav{columns:2;margin:1.5em 0}.big{font-size:1.25e
 @media(prefers-color-scheme:dark){body{background:#15171a;color:#ddd}a{color:#7ab8ff}}@media print{nav,summary{display:none}figure,tr{break-inside:avoid}}"""
 
 # plotly's code lies in the page packed, a third of its size; the figures' data as they are
-DRAW = """<script>new Response(new Blob([Uint8Array.from(atob("PACKED"),c=>c.charCodeAt(0))]).stream().pipeThrough(new DecompressionStream("gzip"))).text().then(code=>{
+DRAW = """<script>Promise.resolve().then(()=>new Response(new Blob([Uint8Array.from(atob("PACKED"),c=>c.charCodeAt(0))]).stream().pipeThrough(new DecompressionStream("gzip"))).text()).then(code=>{
 const s=document.createElement("script");s.textContent=code;document.head.append(s);document.querySelectorAll(".plotly-graph-div").forEach(d=>{
 const f=JSON.parse(d.previousElementSibling.textContent);f.layout.font.color=matchMedia("(prefers-color-scheme:dark)").matches?"#bbb":"#555";Plotly.newPlot(d,f.data,f.layout,{displayModeBar:false,responsive:true})})}).catch(
 ()=>document.querySelectorAll("figure").forEach(f=>f.append(f.getAttribute("aria-label"))))</script>"""
@@ -94,7 +94,8 @@ def write_report(rec):
     if scores:
         names = [n for n in ("base", *pair(records)) if n in records] or list(records)[:1]
         some = sorted((r for n in names for r in records[n] if r["number"] < 2), key=lambda r: r["task"])
-        sections.append(("Answers to read", ["<p>The first two questions of each task, as an extract.</p>", panels.explore(some, most=len(some)).partition("</p>")[2]]))
+        shown = panels.explore(some, most=len(some))
+        sections.append(("Answers to read", ["<p>The first two questions of each task, as an extract.</p>", shown[shown.index("<div"):]]))
     if trained:
         prints = [[c["name"], *(c["seal"][k] for k in ("data", "tokenizer", "weights")), ", ".join(f"{k} {v}" for k, v in c["versions"].items())] for c in cards]
         sections.append(("Settings and fingerprints", [f"<pre>{html.escape(inspect.cleandoc(rec.doc))}</pre>", show.table(prints, ["stage", "rows", "tokenizer", "starts from weights", "made with"]),

@@ -66,6 +66,10 @@ def _interval(scores, **how):
     return {"error_y": {"type": "data", "symmetric": False, "array": [s["high"] - s["macro"] for s in scores], "arrayminus": [s["macro"] - s["low"] for s in scores], **how}}
 
 
+def _few(texts, most=5):
+    return ("…, " if len(texts) > most else "") + ", ".join(texts[-most:])
+
+
 def metrics(folder):
     """Return a run's metrics.jsonl as a list of dicts."""
     return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
@@ -82,12 +86,11 @@ def loss_curve(*folders, names=()):
     for folder, own, tint in zip(folders, names or [""] * len(folders), cycle((BLUE, ORANGE, GREEN, SKY, PURPLE, RED, GREY))):
         name, lines = own or Path(folder).name, metrics(folder)
         x, mean = list(accumulate(line["tokens"] for line in lines)), _mean([line["loss"] for line in lines])
-        colour = COLOURS.get(name, tint)
-        fig.add_scatter(x=x, y=[line["loss"] for line in lines], mode="lines", line={"color": colour, "width": 1}, opacity=0.3, showlegend=False, hoverinfo="skip")
-        fig.add_scatter(x=x, y=mean, mode="lines", name=NAMES.get(name, name), line={"color": colour, "width": 3})
+        fig.add_scatter(x=x, y=[line["loss"] for line in lines], mode="lines", line={"color": COLOURS.get(name, tint), "width": 1}, opacity=0.3, showlegend=False, hoverinfo="skip")
+        fig.add_scatter(x=x, y=mean, mode="lines", name=NAMES.get(name, name), line={"color": COLOURS.get(name, tint), "width": 3})
         ends.append(f"{name} {mean[0]:.2f} to {mean[-1]:.2f}")
     many = len(set(map(str, folders))) > 1 and not any(names)  # other words are learned in each
-    return fig.update_layout(title_subtitle_text="; ".join(ends[:5]) + "; not comparable between stages" * many)
+    return fig.update_layout(title_subtitle_text=_few(ends) + "; not comparable between stages" * many)
 
 
 def training(folder):
@@ -168,8 +171,7 @@ def lengths(groups, seq_len=0):
 
 def packs(packed, rows=8):
     """Draw the first packs of a Packed: each example a shade, its targets green, padding empty."""
-    shade = [[None if s < 0 else 0.9 if y >= 0 else 0.15 + 0.2 * (s % 2) for s, y in zip(seg, lab)]
-             for seg, lab in zip(packed.segment[:rows].tolist(), packed.labels[:rows].tolist())]
+    shade = [[None if s < 0 else 0.9 if y >= 0 else 0.15 + 0.2 * (s % 2) for s, y in zip(seg, lab)] for seg, lab in zip(packed.segment[:rows].tolist(), packed.labels[:rows].tolist())]
     fig = figure("What is in a pack", "token", "pack", f"green: {packed.num_targets:,} targets; {packed.fill:.0%} full", height=130 + 34 * len(shade))
     fig.add_heatmap(z=shade, zmin=0, zmax=1, showscale=False, ygap=4, hovertemplate="pack %{y}, token %{x}<extra></extra>", colorscale=[[0, PALE], [0.25, PALE], [0.26, DARK], [0.5, DARK], [0.51, GREEN], [1, GREEN]])
     return fig.update_xaxes(showgrid=False).update_yaxes(autorange="reversed", dtick=1, showgrid=False, zeroline=False)
@@ -199,8 +201,7 @@ def mixture(*cards):
     tasks = sorted({t for c in cards for t in c["by"]["task"]}, reverse=True)
     name = cards[0]["config"]["name"]
     total = ", ".join(f"{c['config']['name']} {sum(c['by']['task'].values()):,.0f}" for c in cards)
-    fig = figure("Rows trained on" if len(cards) > 1 else f"Rows trained on in {name}", "rows", "", f"in all: {total}", height=140 + (20 + 14 * len(cards)) * len(tasks),
-                  barmode="group", showlegend=len(cards) > 1)
+    fig = figure("Rows trained on" if len(cards) > 1 else f"Rows trained on in {name}", "rows", "", f"in all: {total}", height=140 + (20 + 14 * len(cards)) * len(tasks), barmode="group", showlegend=len(cards) > 1)
     for c in cards:
         name = c["config"]["name"]
         fig.add_bar(x=[c["by"]["task"].get(t, 0) for t in tasks], y=tasks, orientation="h", name=NAMES.get(name, name), marker_color=COLOURS.get(name, BLUE))
@@ -209,7 +210,7 @@ def mixture(*cards):
 
 def macro(scores):
     """Draw macro accuracy of each student under one message, with 95 % intervals."""
-    fig = figure("Accuracy on held-out questions (mean over tasks)", "", "accuracy", ", ".join(f"{s['student']} {s['macro']:.0%}" for s in scores[:5]) + "; lines are intervals of 95 %", showlegend=False)
+    fig = figure("Accuracy on held-out questions (mean over tasks)", "", "accuracy", _few([f"{s['student']} {s['macro']:.0%}" for s in scores]) + "; lines are intervals of 95 %", showlegend=False)
     fig.add_bar(x=[NAMES.get(s["student"], s["student"]).replace(": ", ":<br>") for s in scores], y=[s["macro"] for s in scores],
                 marker_color=[COLOURS.get(s["student"], PURPLE) for s in scores], text=[f"{s['macro']:.0%}" for s in scores], textposition="inside", insidetextanchor="start", textfont_color="white", **_interval(scores, color="#777"))
     return fig.update_yaxes(range=[0, 1], tickformat=".0%")
@@ -219,7 +220,7 @@ def messages(scores):
     """Draw accuracy under each system message, a point with its 95 % interval for each student."""
     systems, students = (list(dict.fromkeys(s[k] for s in scores)) for k in ("system", "student"))
     spread = {n: [s["macro"] for s in scores if s["student"] == n] for n in students}
-    fig = figure("How each student does, by what it is told", "", "accuracy (mean over tasks)", ", ".join(f"{n} {min(v):.0%} to {max(v):.0%}" for n, v in list(spread.items())[:4]), height=440, scattermode="group", scattergap=0.5)
+    fig = figure("How each student does, by what it is told", "", "accuracy (mean over tasks)", _few([f"{n} {min(v):.0%} to {max(v):.0%}" for n, v in spread.items()], 4), height=440, scattermode="group", scattergap=0.5)
     for name in students:
         own = [s for system in systems for s in scores if (s["student"], s["system"]) == (name, system)]
         fig.add_scatter(x=[NAMES.get(s["system"], s["system"]) for s in own], y=[s["macro"] for s in own], mode="markers", name=NAMES.get(name, name), offsetgroup=name, marker={"size": 12, "color": COLOURS.get(name, GREY)}, **_interval(own, thickness=1.5, width=5))
@@ -235,7 +236,7 @@ def _who(s, scores):
 def dots(scores, key="by_task", title="Where explaining helps, and where it does not"):
     """Draw accuracy per task with its 95 % interval, or another share that scores have by task: a point for each student and message."""
     tasks = list(scores[0][key]) if scores else []
-    means = ", ".join(f"{s['student']}, {s['system']} {sum(s[key].values()) / len(tasks):.0%}" for s in scores[:3] if tasks)
+    means = _few([f"{s['student']}, {s['system']} {sum(s[key].values()) / len(tasks):.0%}" for s in scores if tasks], 3)
     fig = figure(title, "share of answers", "", f"mean over tasks: {means}", height=100 + 20 * len(scores) + (14 + 9 * len(scores)) * len(tasks), scattermode="group", scattergap=0.4)
     for s in scores:
         how, colour, n = _who(s, scores)
@@ -252,7 +253,7 @@ def beside(ours, paper):
         ours: scores, each with its `benchmark`.  paper: {model: {benchmark: percent}}.
     """
     order = list(dict.fromkeys(s["benchmark"] for s in ours))
-    fig = figure("Accuracy, mean over tasks; dotted: what guessing gives", "", "accuracy", ", ".join(f"{s['benchmark']}: {s['student']}, {s['system']} {s['macro']:.0%}" for s in ours[:3]), height=460, barmode="group")
+    fig = figure("Accuracy, mean over tasks; dotted: what guessing gives", "", "accuracy", _few([f"{s['benchmark']}: {s['student']}, {s['system']} {s['macro']:.0%}" for s in ours], 3), height=460, barmode="group")
     for n, (model, numbers) in enumerate(paper.items()):
         fig.add_bar(x=order, y=[numbers[b] / 100 if b in numbers else None for b in order], name=f"{model} (paper)", offsetgroup=model, marker={"color": f"rgba(128,128,128,{0.1 + 0.3 * n / len(paper)})", "line": {"color": GREY, "width": 1}})
     for who in dict.fromkeys((s["student"], s["system"]) for s in ours):
@@ -269,10 +270,9 @@ def heat(scores, student):
     """Draw one student's accuracy per system message (rows) and task (columns)."""
     rows = [s for s in scores if s["student"] == student]
     tasks = list(rows[0]["by_task"])
-    z = [[s["by_task"][t] for t in tasks] for s in rows]
     best = max(rows, key=lambda s: s["macro"])
     fig = figure(f"System message against task: {NAMES.get(student, student)}", "", "", f"best over all tasks: {best['system']}, {best['macro']:.0%}", height=140 + 42 * len(rows))
-    fig.add_heatmap(z=z, x=[t.replace("_", "_<br>") for t in tasks], y=[s["system"] for s in rows], colorscale="Viridis", zmin=0, zmax=1, texttemplate="%{z:.0%}", xgap=2, ygap=2, colorbar={"tickformat": ".0%"})
+    fig.add_heatmap(z=[[s["by_task"][t] for t in tasks] for s in rows], x=[t.replace("_", "_<br>") for t in tasks], y=[s["system"] for s in rows], colorscale="Viridis", zmin=0, zmax=1, texttemplate="%{z:.0%}", xgap=2, ygap=2, colorbar={"tickformat": ".0%"})
     return fig.update_yaxes(autorange="reversed")
 
 

@@ -95,8 +95,8 @@ def test_a_loss_map_shows_each_target_in_the_colour_of_its_loss(tokenizer):
     page = panels.loss_map(ids, mask, tokenizer, {"be<fore": before, "after": after})
     assert "<b>be&lt;fore</b> 9.00 nats a target, 27.0 in all" in page and f"{sum(after[-n:]):.1f} in all" in page
     first, second, key = page.split("<p ")[1], page.split("<p ")[2], page.split("nats of a target: ")[1]
-    assert first.count("#CC79A7") == n and first.count("title=") == n + 1  # the targets, and the token before them
-    assert [c for c in re.findall(r"background:(#\w{6})", second.split("nats of a target: ")[0])][1:] == ["#8A8A8A", "#8A8A8A", "#F0E442"] and key.count("under") == 4
+    assert first.count("#CC79A7") == n and first.count("title=") == n + 10 and "&lt;|im_start|&gt;</span>" in first  # the targets, behind `assistant` in its mark
+    assert [c for c in re.findall(r"background:(#\w{6})", second.split("nats of a target: ")[0])][10:] == ["#8A8A8A", "#8A8A8A", "#F0E442"] and key.count("under") == 4
     assert "after: " in panels.loss_map(ids, mask, tokenizer, {"after": after}, ansi=True)
 
 
@@ -115,6 +115,8 @@ def test_answers_are_found_by_task_student_verdict_and_words():
     assert "page 2 of 3" in shown(most=2, page=2) and "page 3 of 3" in shown(most=2, page=9) and shown(most=2, page=3).count("gold") == 2
     page = panels.explore(ANSWERS)
     assert "<q>" not in page and page.count("&lt;q&gt;") == 6 and page.count("#009E73") == 8
+    pages = [panels.explorer([{**ANSWERS[0], "number": k} for k in range(n)]).children[0].children[-2].max for n in (1, 8, 9, 16)]
+    assert pages == [1, 1, 2, 2]
     view = panels.explorer(ANSWERS)
     verdict, task, *_ = view.children[0].children
     arrive(verdict, method="update", state={"index": 1})
@@ -123,17 +125,19 @@ def test_answers_are_found_by_task_student_verdict_and_words():
 
 
 def test_the_switchboard_asks_all_students_under_all_messages_side_by_side(student):
-    order, systems = [], ["cautious", "empty"]
+    order, boards, systems = [], [], ["cautious", "empty"]
 
     def ask(name, question, messages):
         if name == "broken":
             raise ValueError("no model <in> broken")
+        boards[-1].children[0].value = "somebody types on"
         for i, said in student.streams([student.prompt(question, m) for m in messages], 12):
             order.append((name, i))
             yield messages[i], said if isinstance(said, str) else f" [{said.reason}]"
 
     def run(names, stop_at=None):
-        box, (go, stop), out = (v := panels.switchboard(ask, names, systems, "2+2?")).children[0], v.children[1].children, v.children[2]
+        boards.append(panels.switchboard(ask, names, systems, "2+2?"))
+        _, (go, stop), out = boards[-1].children[0], boards[-1].children[1].children, boards[-1].children[2]
         arrive(go, method="custom", content={"event": "click"})
         arrive(go, method="custom", content={"event": "click"})  # one at a time
         begun = time.time()
