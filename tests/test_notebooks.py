@@ -49,7 +49,7 @@ def test_the_smoke_recipe_runs_every_notebook(corridor):
     out, printed, seconds = corridor
     assert [p.name for p in sorted((out / "notebooks").iterdir())] == [p.name for p in NOTEBOOKS]  # no log, no half-written file
     assert list(dict.fromkeys(re.findall(rf"^\[ *\d+/{len(NOTEBOOKS)}\] (\w+)", printed, re.M))) == [p.stem for p in NOTEBOOKS]  # one that takes long says so again
-    assert seconds < 250  # under two minutes of two cores on a machine of its own (LOG.md); other tests beside it make the same work cost more
+    assert seconds < 300  # under two minutes of two cores on a machine of its own (LOG.md); other tests beside it make the same work cost more
 
 
 def test_the_executed_copies_hold_results_and_no_error(corridor):
@@ -106,9 +106,12 @@ def test_a_second_run_skips_what_is_done_and_only_that(corridor):
     again = lambda *more: command("run", "--recipe", "smoke", "--out", "run", "--base", "my_llama", *more, cwd=out.parent)
     job = again()
     assert job.returncode == 0 and job.stdout.count("done before") == len(NOTEBOOKS)
-    (out / "notebooks" / NOTEBOOKS[-1].name).unlink()
+    last = out / "notebooks" / NOTEBOOKS[-1].name
+    executed = last.read_bytes()
+    last.unlink()
     job = again()
     assert job.returncode == 0 and job.stdout.count("done before") == len(NOTEBOOKS) - 1
+    last.write_bytes(executed)  # that of the first time, for other tests
     job = again("--seed", "7")
     assert (job.returncode, job.stdout) == (2, "")  # refused before the first notebook, not by the seventh
     assert re.search(r"stage1_flan holds a run with other inputs \(seed: 0 -> 7\)", job.stderr)
@@ -120,7 +123,7 @@ VARIES = {  # all that may differ between two runs of the same: by name, what it
     "time": r"\d+:\d\d left|took \d+:\d\d|\d+\.\d\d s\b|in [\d.]+ (?:min|s\b)|\nseconds +[\d.]+ +[\d.]+|(?<=seconds</td>)<td[^<]*>[\d.]+|(?<=\d% ) +\d+\.\d\d +\d+\.\d\d\n|(?<= USD) +[\d.]+|20\d\d-\d\d-\d\dT[\d:+]+",
     "speed": r'[\d.,]+ (tokens|targets|calls)/s|MFU [\d.]+%|tokens a second: [\d,]+|"y": \[[^]]*\], "yaxis": "y5"',
     "memory": r'measured \d\.\d\d|\npeak GiB +\S+ +\S+|(?<="measured peak", "type": "scatter", "x": )\[[^]]*\]',
-    "a port, and what is named after it": r"http://127\.0\.0\.1:\d+|&quot;[0-9a-f]{16}&quot;|Read error \[127\.0\.0\.1\][^)]*",
+    "a port, and what is named after it": r"http://127\.0\.0\.1:\d+|&quot;[0-9a-f]{16}&quot;|pair\.cc:\d+\] [^)]*",
     "which of several calls is answered first": r"asked-here: 1/.* spent",
     "the size of files with times in them": r"[\d,]+ bytes cut to [\d,]+|files, [\d,]+ bytes",
 }
