@@ -120,7 +120,7 @@ def block(runs):
     both = [next(x for x in first["stages"] if x["name"] == n) for n in (EXPLAINED, ANSWERS)]
     lost = [t for t, d in first["difference"]["by_task"].items() if d < 0]
     busy = [str(r["seed"]) for r in runs if r.get("beside_other_work")]
-    beside = f"While seed {' and '.join(busy)} was recorded, other work used the same cores; alone, the same steps took 20 to 22 minutes (LOG.md)." if busy else ""
+    beside = f"Other work used the same cores beside seed {' and '.join(busy)}; alone, seed 0 with thirteen of the notebooks took 24 minutes (LOG.md)." if busy else ""
     text += [f"\n\\* {r['note']}" for r in runs if r.get("note")]
     text += ["", f"Macro accuracy over {len(s['base']['by_task'])} tasks, {s['base']['questions']} held-out questions a student; in brackets the 95 % interval of a "
              f"paired bootstrap. Both students start from stage 2 and are trained for as many tokens ({both[0]['tokens']:,} and "

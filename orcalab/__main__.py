@@ -40,11 +40,11 @@ def usage(verb=""):
     groups = [("of the recipe", config.Recipe, VERBS), ("of every stage", config.Config, ["run", *rows]), ("of the teacher (teach)", endpoint.Teacher, ["teach", "evaluate"]), ("of a conversation (chat)", terminal.Talk, ["chat"]),
               ("of benchmarks (evaluate); a judge takes the teacher's", exam.Exam, ["evaluate"]), ("of a sweep (sweep)", sweeps.Sweep, ["sweep"])]
     lines = [(f"usage: orcalab {verb or 'VERB'} [--name value ...]", VERBS), ("", VERBS), *((f"  {name:<10}{text}", [name]) for name, text in VERBS.items()), ("", VERBS),
-             ("  --recipe    name of the recipe: " + " or ".join(recipes.RECIPES), VERBS), ("  --stage     one of its stages, by name", stages), ("  --rows may name mixtures: " + ", ".join(m.name for m in recipes.MIXES), rows),
+             ("  --recipe    name of the recipe, laptop if none is given: " + " or ".join(recipes.RECIPES), VERBS), ("  --stage     one of its stages, by name", stages), ("  --rows may name mixtures: " + ", ".join(m.name for m in recipes.MIXES), rows),
              ("  or sources (NAME, or NAME:FOLDER): " + ", ".join(sources.SOURCES), rows), ("  or files and folders", rows),
              ("  --teacher   " + " or ".join(endpoint.TEACHERS) + ", or what rows are to say in their column teacher", ["teach"]), ("  --chosen    strategies.json of `orcalab choose`", ["teach"])]
     for head, cls, of in groups:
-        lines += [("", of), (f"settings {head}:", of), *((f"  --{n:<18}{t}", of) for n, t in config.help_of(cls).items() if n in takes(verb) and (n not in PLAIN or cls is exam.Exam) and (verb != "run" or n in COMMON))]
+        lines += [("", of), (f"settings {head}:", of), *((f"  --{n:<18}{t}", of) for n, t in config.help_of(cls).items() if n in takes(verb) and (n not in PLAIN or cls is exam.Exam) and (verb != "run" or n in COMMON and (cls is config.Recipe or n in ("lr", "steps"))))]
     return "\n".join([text for text, of in lines if not verb or verb in of] + ["", "what one verb takes: orcalab VERB --help"] * (not verb))
 
 
@@ -339,7 +339,7 @@ def main(words=None):
         if several():
             print(f"orcalab: rank {os.environ['RANK']} stops, for another process ended or the job was to end: the same command goes on from the last whole checkpoint", file=sys.stderr)
             return 130
-        print("\nstopped; the same command goes on from what is kept (checkpoints, answers), if there is anything yet", file=sys.stderr)
+        print("\nstopped; the same command goes on from what is kept: notebooks that are done, checkpoints, answers", file=sys.stderr)
         return 130
 
 

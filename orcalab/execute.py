@@ -1,6 +1,6 @@
 """Notebooks, one at a time, each in a kernel of its own and executed by papermill, with what happens inside shown outside."""
 
-import json
+import logging
 import os
 import sys
 import threading
@@ -73,7 +73,9 @@ def end(kernel, client):
 
 def execute(kernel, path, target, values, label, begun):
     """Let papermill execute one notebook in its kernel, in a thread, showing what happens inside; return its seconds."""
+    import nbformat.sign
     from papermill import execute_notebook
+    logging.getLogger("papermill").addHandler(logging.NullHandler())  # what goes wrong is said once, below
     inside, log = target.with_suffix(".progress"), target.with_suffix(".log")
     inside.unlink(missing_ok=True)
     started, spoken, terminal, failed = time.time(), time.time(), sys.stdout.isatty(), []
@@ -103,6 +105,7 @@ def execute(kernel, path, target, values, label, begun):
     if failed:
         raise SystemExit(f"\n{label} failed after {clock(seconds)}:\n{failed[0]}\n\nThe executed copy so far: {target}\nThe same command goes on from here.")
     log.unlink()
+    nbformat.sign.NotebookNotary().sign(nbformat.read(target, 4))  # else JupyterLab would not draw what a view shows
     print(f"{chr(13) + chr(27) + '[K' if terminal else ''}{label} {clock(seconds):>6}   {clock(time.time() - begun):>6} so far", flush=True)
     return seconds
 
@@ -129,7 +132,8 @@ def corridor(rec, given):
     state_file = out / "run.json"
     state = config.read_json(state_file) if state_file.exists() else {}
     begun, jobs, made = time.time(), [], []
-    print(f"recipe {rec.name}, seed {rec.seed}: {len(paths)} notebooks -> {out}", flush=True)
+    known = config.read_json(recorded).get(rec.name) if (recorded := paths[0].parents[1] / "benchmarks" / "notebooks.json").exists() else None
+    print(f"recipe {rec.name}, seed {rec.seed}: {len(paths)} notebooks -> {out}" + (f" (recorded on {known['cores']} cores: {known['minutes']:.0f} minutes in all)" if known else ""), flush=True)
     for n, path in enumerate(paths, 1):
         values = {**given, "recipe": rec.name, "seed": rec.seed, "base": rec.base, "out": str(out.resolve())}  # a notebook works in its own folder
         values = {k: v for k, v in values.items() if k in have[path]}

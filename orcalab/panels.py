@@ -62,7 +62,7 @@ def loss_map(ids, mask, tokenizer, losses, ansi=False):
         own = [n for n, m in zip(nats, mask[1:]) if m]
         said, view = f"{sum(own) / len(own):.2f} nats a target, {sum(own):.1f} in all", tokens(ids[at:], mask[at:], tokenizer, nats[at:], ansi)
         out.append(f"{name}: {said}\n{view}" if ansi else f'<p style="margin:.8em 0 .1em"><b>{html.escape(name)}</b> {said}</p>{view}')
-    key = chips([(f"under {limit:g}" if limit < 9 else "more", shades, "", "nats of a target") for limit, *shades in NATS], ansi)
+    key = chips([(f"<{limit:g}" if limit < 9 else "more", shades, "", "nats of a target") for limit, *shades in NATS], ansi)
     return "\n".join([*out, f"nats of a target: {key}"])
 
 

@@ -94,8 +94,7 @@ def write_report(rec):
     if scores:
         names = [n for n in ("base", *pair(records)) if n in records] or list(records)[:1]
         some = sorted((r for n in names for r in records[n] if r["number"] < 2), key=lambda r: r["task"])
-        shown = panels.explore(some, most=len(some))
-        sections.append(("Answers to read", ["<p>The first two questions of each task, as an extract.</p>", shown[shown.index("<div"):]]))
+        sections.append(("Answers to read", ["<p>The first two questions of each task, as an extract.</p>", "<div" + panels.explore(some, most=len(some)).partition("<div")[2]]))
     if trained:
         prints = [[c["name"], *(c["seal"][k] for k in ("data", "tokenizer", "weights")), ", ".join(f"{k} {v}" for k, v in c["versions"].items())] for c in cards]
         sections.append(("Settings and fingerprints", [f"<pre>{html.escape(inspect.cleandoc(rec.doc))}</pre>", show.table(prints, ["stage", "rows", "tokenizer", "starts from weights", "made with"]),

@@ -41,9 +41,9 @@ def alt(fig):
     """Return a figure in words: its title, its caption with the numbers that matter, its axes, and what is drawn.
 
     >>> alt(memory({"a100": {"weights": 12.5, "gradients": 3.0}}))
-    'Memory, planned by kind. a100 needs most: 15.5 GiB. Across: GiB. Drawn: weights, gradients.'
+    'Memory, planned by kind. a100 needs most: 15.5 GiB. Across: GiB. Drawn: weights; gradients.'
     """
-    title, drawn = fig.layout.title, ", ".join(dict.fromkeys(trace.name for trace in fig.data if trace.name))
+    title, drawn = fig.layout.title, "; ".join(dict.fromkeys(trace.name for trace in fig.data if trace.name))
     parts = (title.text, title.subtitle.text, (x := fig.layout.xaxis.title.text) and f"Across: {x}", (y := fig.layout.yaxis.title.text) and f"Up: {y}", drawn and f"Drawn: {drawn}")
     return "".join(f"{re.sub('<[^>]+>', ' ', part)}. " for part in parts if part).strip()
 
@@ -53,8 +53,7 @@ def figure(title, x="", y="", said="", height=380, fig=None, **layout):
 
     Args:    title: what is asked.  x, y: what the axes are, with units.  said: the caption, computed from the data.  height: in pixels.
     """
-    fig = fig or Figure()
-    fig.update_layout(title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 16}, "subtitle": {"text": said, "font": {"size": 13}}}, height=height + 16 * bool(said),
+    fig = (fig or Figure()).update_layout(title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 16}, "subtitle": {"text": said, "font": {"size": 13}}}, height=height + 16 * bool(said),
                       template="plotly_white", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
                       font={"family": "system-ui, sans-serif", "size": 13, "color": "#777"},
                       margin={"l": 60, "r": 20, "t": 60 + 16 * bool(said), "b": 50}, legend={"orientation": "h", "y": -0.22}, **layout)
@@ -90,7 +89,7 @@ def loss_curve(*folders, names=()):
         fig.add_scatter(x=x, y=mean, mode="lines", name=NAMES.get(name, name), line={"color": COLOURS.get(name, tint), "width": 3})
         ends.append(f"{name} {mean[0]:.2f} to {mean[-1]:.2f}")
     many = len(set(map(str, folders))) > 1 and not any(names)  # other words are learned in each
-    return fig.update_layout(title_subtitle_text=_few(ends) + "; not comparable between stages" * many)
+    return fig.update_layout(title_subtitle_text="running means: " + _few(ends) + "; not comparable between stages" * many)
 
 
 def training(folder):
@@ -271,7 +270,7 @@ def heat(scores, student):
     rows = [s for s in scores if s["student"] == student]
     tasks = list(rows[0]["by_task"])
     best = max(rows, key=lambda s: s["macro"])
-    fig = figure(f"System message against task: {NAMES.get(student, student)}", "", "", f"best over all tasks: {best['system']}, {best['macro']:.0%}", height=140 + 42 * len(rows))
+    fig = figure(f"System message against task: {NAMES.get(student, student)}", "", "", f"best over all tasks: {'none' if rows[1:] and best['macro'] == min(s['macro'] for s in rows) else best['system']}, {best['macro']:.0%}", height=140 + 42 * len(rows))
     fig.add_heatmap(z=[[s["by_task"][t] for t in tasks] for s in rows], x=[t.replace("_", "_<br>") for t in tasks], y=[s["system"] for s in rows], colorscale="Viridis", zmin=0, zmax=1, texttemplate="%{z:.0%}", xgap=2, ygap=2, colorbar={"tickformat": ".0%"})
     return fig.update_yaxes(autorange="reversed")
 
@@ -317,7 +316,7 @@ def text_table(rows, head, most=100):
     grid, number, columns, out = [[str(v) for v in r] for r in [head, *rows]], _numeric(rows, len(head)), range(len(head)), []
     wrapper = textwrap.TextWrapper(break_on_hyphens=False, break_long_words=False)
     wrapper.wordsep_simple_re, wrapper.width = re.compile("(?<=[a-z]{2}[_-])|( +)"), 1
-    least = [max(len(x) for r in grid for x in wrapper.wrap(r[c]) or [""]) for c in columns]
+    least = [max(len(x) for n, r in enumerate(grid) for x in [r[c][:20 * bool(n)], *wrapper.wrap(r[c])]) for c in columns]  # what is short stays whole
     body, wide = ([max(len(r[c]) for r in part) for c in columns] for part in (grid[1:] or grid, grid))
     while sum(wide) + 2 * len(wide) - 2 > most and wide != least:
         wide[max((c for c in columns if wide[c] > least[c]), key=lambda c: (wide[c] > body[c], wide[c]))] -= 1

@@ -25,7 +25,7 @@ def test_help_lists_every_verb_and_every_setting(capsys):
         assert f"\n  {verb} " in said
     for f in {f for c in (config.Config, config.Recipe, endpoint.Teacher, exam.Exam, sweep.Sweep) for f in fields(c)}:
         assert (f"\n  --{f.name} " in said) == (f.name not in KEPT - {"tasks"})  # of a recipe no flag sets them; benchmarks have it, too
-    assert "--recipe    name of the recipe: laptop or ablation or smoke" in said and config.help_of(config.Config)["seq_len"] in said
+    assert "--recipe    name of the recipe, laptop if none is given: laptop or ablation or smoke" in said and config.help_of(config.Config)["seq_len"] in said
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
@@ -38,6 +38,7 @@ def test_help_on_a_verb_lists_what_it_takes_and_nothing_else(verb, capsys):
         assert cli.arguments([f"--{name}", "1"], verb) == {name: "1"}
     if verb == "run":
         have = [execute.knobs(p) for p in sorted((ROOT / "notebooks").glob("*_stage*.ipynb"))]
+        assert len(re.findall(r"^  --\w+ ", said, re.M)) == len(listed)  # each once
         assert listed == set(cli.COMMON) == set.intersection(*map(set, have))
     else:
         own = {"teach": cli.WHOM, "chat": cli.TALK, "evaluate": cli.EXAM | cli.JUDGING, "sweep": cli.SWEEP}.get(verb, set()) | {f.name for f in fields(config.Recipe)} - KEPT

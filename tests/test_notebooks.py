@@ -11,9 +11,11 @@ import sys
 import tempfile
 import time
 
+import nbformat
 import psutil
 import pytest
 from conftest import ROOT, script
+from nbformat.sign import NotebookNotary
 from serving import Proxy
 from test_teacher import said as reply
 
@@ -59,6 +61,7 @@ def test_the_executed_copies_hold_results_and_no_error(corridor):
         assert "error" not in kinds and "stream" in kinds and all(c["execution_count"] for c in cells if c["source"])
         streams = "".join("".join(o["text"]) for c in cells for o in c["outputs"] if o["output_type"] == "stream" and o["name"] == "stderr")
         assert "Warning" not in streams, f"{path.name}: {streams[-500:]}"
+        assert NotebookNotary().check_signature(nbformat.read(path, 4))  # trusted: JupyterLab draws its views as they were left
 
 
 def test_a_run_is_drawn_once_in_an_executed_copy_however_many_steps_it_took(corridor):

@@ -82,6 +82,8 @@ def test_every_figure_says_in_words_what_it_shows(run, watched):
     for name, fig in drawn.items():
         assert told[name] in fig.layout.title.subtitle.text
         assert fig.layout.title.text in show.alt(fig) and show.alt(fig) == fig._repr_mimebundle_()["text/plain"] and isinstance(fig, show.Figure)
+    tie = [{**SCORES[0], "system": m} for m in ("cautious", "empty")]
+    assert "best over all tasks: none, 50%" in show.alt(show.heat(tie, "base")) and "…, base 50%, base 50%" in show.alt(show.macro(tie * 3))
     assert "3 to 4.00" not in show.alt(drawn["loss_curve"]) and "4.00 to 3.48" in show.alt(drawn["loss_curve"])
 
 
@@ -112,7 +114,8 @@ def test_a_wide_table_is_folded_and_a_narrow_one_is_left_alone():
     assert len(wide.splitlines()[0]) > 103 >= max(map(len, narrow.splitlines())) and len(wide.splitlines()) == 2
     said = ["".join(line[a:b].strip() for line in narrow.splitlines()) for a, b in [(0, 22), (24, 32)]]
     assert said == ["best strategyrecall-reason-generate", "how_many90"] and "recall-reason-generate" in narrow  # heads are folded before what stands below them
-    assert show.text_table([["a b", "-1.5"]], ["", "n"], most=1).split() == ["n", "a", "-1.5", "b"]  # no number is broken
+    long = ["one two three four five six", "-1.5", "length 10, stop 2"]
+    assert show.text_table([long], ["", "n", "ended"], most=1).splitlines()[1:] == ["one two three four    -1.5  length 10, stop 2", "five six"]  # numbers and what is short stay whole
 
 
 def test_the_table_by_task_says_the_same_and_is_narrow():
@@ -126,7 +129,7 @@ def test_the_report_opens_offline(tmp_path, run):
     page = report.page(tmp_path / "a" / "report.html", "a < b", "<b>lead</b>", [("One & two", [show.loss_curve(run), "<p>text</p>"]), ("Three", [])])
     text = page.read_text(encoding="utf-8")
     assert not list(page.parent.glob("*.part")) and text.startswith("<!doctype html>")
-    assert text.count('class="plotly-graph-div"') == 1 and 'aria-label="Loss on the teacher&#x27;s tokens. stage1_flan 4.00 to 3.48.' in text and "<h1>a &lt; b</h1>" in text and "<p>text</p>" in text
+    assert text.count('class="plotly-graph-div"') == 1 and 'aria-label="Loss on the teacher&#x27;s tokens. running means: stage1_flan 4.00 to 3.48.' in text and "<h1>a &lt; b</h1>" in text and "<p>text</p>" in text
     assert '<a href="#s0">One &amp; two</a></div><div><a href="#s1">Three</a>' in text and '<h2 id="s1">Three</h2>' in text
     packed = re.search(r'atob\("([^"]+)"\)', text)[1]
     assert gzip.decompress(base64.b64decode(packed)).decode() == show_js() and len(text) < 0.5 * len(show_js())  # plotly itself is inside, packed
