@@ -211,6 +211,8 @@ def test_in_a_terminal(folder):
             window.expect(r"\x1b\[2m(\d+) tokens, [\d.]+ tokens/s, (broken off|ended by itself)\x1b\[0m\r\n> ")
             if window.match[2] == "broken off":
                 break
+            window.sendline("/new")  # else the next one has no room
+            window.expect_exact("> ")
         assert 0 < int(window.match[1]) < 3000 and window.match[2] == "broken off"
         window.sendline("/ids")
         window.expect(r"\x1b\[39m.*\x1b\[32m.*ids went in: \[[\d, ]+\]\r\n(\d+) came out: \[[\d, ]+\]\r\n> ")
