@@ -27,7 +27,7 @@ EXPLAINED, ANSWERS = "stage3_gpt4", "answer_only"
 
 
 def memory(process, how="pss"):
-    """Return the bytes of a process and its children: `pss` (a page that others have too counts in parts, so sums hold; where the system can tell) or `rss` (all of it)."""
+    """Return the bytes of a process and its children, a page that several have in parts, where the system can tell (pss); of the process itself all of it, if `how` is rss."""
     import psutil
     total, found = 0, [process]
     try:
@@ -37,7 +37,7 @@ def memory(process, how="pss"):
     for p in found:
         try:
             m = p.memory_full_info()
-            total += getattr(m, how, m.rss)
+            total += getattr(m, how if p == process else "pss", m.rss)
         except psutil.Error:
             pass
     return total
