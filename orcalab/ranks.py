@@ -4,6 +4,7 @@ A process is a *rank*. Each holds its rows of every weight, gradient and moment,
 it computes. Losses, gradients and updates are those of one process, but for the order of sums. Without torchrun there is one rank, and nothing here does anything.
 """
 
+import atexit
 import os
 import re
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ def begin(device="auto"):
                 raise ValueError(f"there are more processes than GPUs on this machine ({torch.cuda.device_count()}): start as many, with --nproc_per_node")
             torch.cuda.set_device(number)
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        atexit.register(dist.destroy_process_group)  # else its threads may outlive the interpreter, which aborts a job that is done
     return rank()
 
 

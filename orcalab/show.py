@@ -54,9 +54,7 @@ def figure(title, x="", y="", said="", height=380, fig=None, **layout):
     Args:    title: what is asked.  x, y: what the axes are, with units.  said: the caption, computed from the data.  height: in pixels.
     """
     fig = (fig or Figure()).update_layout(title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 16}, "subtitle": {"text": said, "font": {"size": 13}}}, height=height + 16 * bool(said),
-                      template="plotly_white", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
-                      font={"family": "system-ui, sans-serif", "size": 13, "color": "#777"},
-                      margin={"l": 60, "r": 20, "t": 60 + 16 * bool(said), "b": 50}, legend={"orientation": "h", "y": -0.22}, **layout)
+                      template="plotly_white", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"family": "system-ui, sans-serif", "size": 13, "color": "#777"}, margin={"l": 60, "r": 20, "t": 60 + 16 * bool(said), "b": 50}, legend={"orientation": "h", "y": -0.22}, **layout)
     lines = {"gridcolor": "rgba(128,128,128,.25)", "zerolinecolor": "rgba(128,128,128,.4)"}
     return fig.update_xaxes(title=x, **lines).update_yaxes(title=y, **lines)
 

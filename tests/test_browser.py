@@ -123,8 +123,9 @@ class Book:
         return self.output(n)
 
     def hover(self, area, words):
-        """Put the mouse on the first cell of a heatmap whose text holds `words`, and return what comes up."""
+        """Put the mouse on the first cell of a heatmap whose text holds `words`, and return what comes up when it says so."""
         self.page.mouse.move(*area.locator(".js-plotly-plot").evaluate(HOVER, words))
+        expect(area.locator(".hovertext text")).to_contain_text(words)  # what stood there before goes a moment later
         return area.locator(".hovertext text").text_content()
 
     def shot(self, what):
