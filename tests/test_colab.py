@@ -205,6 +205,6 @@ def test_a_notebook_runs_from_its_first_cell_to_its_last_and_torch_and_numpy_sta
     if "choose Runtime > Restart session, then run all cells again" in job.stderr:  # said only where it is so
         job = run()
     assert job.returncode == 0, job.stderr[-3000:]
-    said = "".join("".join(o.get("text", "")) for c in code_cells(tmp_path / "out.ipynb") for o in c["outputs"])
+    said = "".join("".join(o.get("text") or o.get("data", {}).get("text/markdown", "")) for c in code_cells(tmp_path / "out.ipynb") for o in c["outputs"])
     assert "torch 2.12.1 and numpy 2.4.5 are as they were" in said and "weights learned; the merged model says what the adapter said" in said
     assert state(site) == before
