@@ -44,7 +44,7 @@ def usage(verb=""):
              ("  or sources (NAME, or NAME:FOLDER): " + ", ".join(sources.SOURCES), rows), ("  or files and folders", rows),
              ("  --teacher   " + " or ".join(endpoint.TEACHERS) + ", or what rows are to say in their column teacher", ["teach"]), ("  --chosen    strategies.json of `orcalab choose`", ["teach"])]
     for head, cls, of in groups:
-        lines += [("", of), (f"settings {head}:", of), *((f"  --{n:<18}{t}", of) for n, t in config.help_of(cls).items() if n in takes(verb) and (n not in PLAIN or cls is exam.Exam) and (verb != "run" or n in COMMON and (cls is config.Recipe or n in ("lr", "steps"))))]
+        lines += [("", of), (f"settings {head}:", of), *((f"  --{n:<18}{t}", of) for n, t in config.help_of(cls).items() if n in takes(verb) and (n not in PLAIN or cls is exam.Exam) and (verb != "run" or n in COMMON and (cls is config.Recipe or n not in config.help_of(config.Recipe))))]
     return "\n".join([text for text, of in lines if not verb or verb in of] + ["", "what one verb takes: orcalab VERB --help"] * (not verb))
 
 

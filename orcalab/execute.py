@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import orcalab
@@ -75,7 +76,6 @@ def execute(kernel, path, target, values, label, begun):
     """Let papermill execute one notebook in its kernel, in a thread, showing what happens inside; return its seconds."""
     import nbformat.sign
     from papermill import execute_notebook
-    logging.getLogger("papermill").addHandler(logging.NullHandler())  # what goes wrong is said once, below
     inside, log = target.with_suffix(".progress"), target.with_suffix(".log")
     inside.unlink(missing_ok=True)
     started, spoken, terminal, failed = time.time(), time.time(), sys.stdout.isatty(), []
@@ -105,7 +105,8 @@ def execute(kernel, path, target, values, label, begun):
     if failed:
         raise SystemExit(f"\n{label} failed after {clock(seconds)}:\n{failed[0]}\n\nThe executed copy so far: {target}\nThe same command goes on from here.")
     log.unlink()
-    nbformat.sign.NotebookNotary().sign(nbformat.read(target, 4))  # else JupyterLab would not draw what a view shows
+    with suppress(OSError):  # Jupyter's own folder may be read-only
+        nbformat.sign.NotebookNotary().sign(nbformat.read(target, 4))  # else JupyterLab would not draw what a view shows
     print(f"{chr(13) + chr(27) + '[K' if terminal else ''}{label} {clock(seconds):>6}   {clock(time.time() - begun):>6} so far", flush=True)
     return seconds
 
@@ -126,24 +127,24 @@ def corridor(rec, given):
     Raises:  ValueError: a name that not every stage's notebook has, or `out` holds a run with other settings. SystemExit: a notebook failed.
     """
     have, out = common_knobs(given), Path(rec.out)
-    paths = list(have)
     refuse_other_inputs(rec.stages)
     code = config.digest([p.read_text(encoding="utf-8") for p in sorted(Path(orcalab.__file__).parent.glob("*.py"))])
     state_file = out / "run.json"
     state = config.read_json(state_file) if state_file.exists() else {}
     begun, jobs, made = time.time(), [], []
-    known = config.read_json(recorded).get(rec.name) if (recorded := paths[0].parents[1] / "benchmarks" / "notebooks.json").exists() else None
-    print(f"recipe {rec.name}, seed {rec.seed}: {len(paths)} notebooks -> {out}" + (f" (recorded on {known['cores']} cores: {known['minutes']:.0f} minutes in all)" if known else ""), flush=True)
-    for n, path in enumerate(paths, 1):
+    known = config.read_json(recorded).get(rec.name) if (recorded := notebooks().parent / "benchmarks" / "notebooks.json").exists() else None
+    print(f"recipe {rec.name}, seed {rec.seed}: {len(have)} notebooks -> {out}" + (f" (recorded on {known['cores']} cores: {known['minutes']:.0f} minutes in all)" if known else ""), flush=True)
+    for n, path in enumerate(have, 1):
         values = {**given, "recipe": rec.name, "seed": rec.seed, "base": rec.base, "out": str(out.resolve())}  # a notebook works in its own folder
         values = {k: v for k, v in values.items() if k in have[path]}
         made.append([path.read_text(encoding="utf-8"), values])
-        seal, label = config.digest([made, code]), f"[{n:>2}/{len(paths)}] {path.stem:<22}"
+        seal, label = config.digest([made, code]), f"[{n:>2}/{len(have)}] {path.stem:<22}"
         done = state.get(path.stem, {})
         if done.get("seal") == seal and (out / "notebooks" / path.name).exists() and set(done["stages"]) <= rec.finished:
             print(f"{label} done before ({clock(state[path.stem]['seconds'])})", flush=True)
         else:
             jobs.append((path, out / "notebooks" / path.name, values, label, seal))
+    logging.getLogger("papermill").addHandler(logging.NullHandler())  # what goes wrong is said once, by execute
     small, ready = rec.name == "smoke", []  # beside a tiny model's notebook the kernels of the next two get ready; a real model leaves neither core nor memory to them
     for n, (path, target, values, label, seal) in enumerate(jobs):
         try:
@@ -157,4 +158,4 @@ def corridor(rec, given):
             raise
         state[path.stem] = {"seal": seal, "seconds": seconds, "stages": sorted(rec.finished)}
         config.write_json(state_file, state)
-    return [out / "notebooks" / path.name for path in paths]
+    return [out / "notebooks" / path.name for path in have]

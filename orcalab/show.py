@@ -305,10 +305,9 @@ def _numeric(rows, columns):
 def text_table(rows, head, most=100):
     """Return rows as a plain-text table: words to the left, numbers to the right; one wider than `most` is folded at spaces, hyphens and underscores, heads first.
 
-    >>> print(text_table([["a", 1], ["bb", 22]], ["name", "how_many"], most=10))
+    >>> print(text_table([["bb", 22]], ["name", "how_many"], most=10))
           how_
     name  many
-    a        1
     bb      22
     """
     grid, number, columns, out = [[str(v) for v in r] for r in [head, *rows]], _numeric(rows, len(head)), range(len(head)), []

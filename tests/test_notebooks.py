@@ -278,3 +278,12 @@ def test_a_notebook_that_fails_says_where_and_leaves_its_copy(tmp_path):
     copy = tmp_path / "runs" / "notebooks" / "00_tour.ipynb"
     assert done.returncode == 1 and "00_tour" in done.stderr and "name 'never_named' is not defined" in done.stderr and str(copy.relative_to(tmp_path)) in done.stderr
     assert "so far" in copy.read_text() and sorted(p.name for p in copy.parent.iterdir()) == ["00_tour.ipynb", "00_tour.log"]
+
+
+def test_where_jupyter_can_keep_nothing_a_notebook_is_executed_all_the_same(tmp_path):
+    book, target = tmp_path / "a.ipynb", tmp_path / "out" / "a.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("print(6 * 7)")]), book)
+    code = f"import time; from pathlib import Path; from orcalab import execute; a, b = Path({str(book)!r}), Path({str(target)!r}); execute.execute(execute.begin(a, b, True), a, b, {{}}, 'a', time.time())"
+    job = subprocess.run([sys.executable, "-c", code], env={**os.environ, "JUPYTER_DATA_DIR": str(tmp_path / "a.ipynb" / "no folder"), "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime")}, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert job.returncode == 0 and job.stdout.strip().endswith("so far"), job.stderr
+    assert "42" in target.read_text() and not NotebookNotary().check_signature(nbformat.read(target, 4))
